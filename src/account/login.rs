@@ -1,0 +1,106 @@
+//! `POST /login`: an address and a password for a session.
+//!
+//! An unknown address, a wrong password and a disabled account are told apart by nothing: the same answer after the same
+//! work, one read, one hash, one write (ENUM-01). The account is read again in the transaction that opens the session: a
+//! password, a role or a standing that changed while the password was being hashed opens nothing.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use utoipa::ToSchema;
+
+use super::email::Email;
+use super::{Arrival, SignIn, SignedInView, by_email};
+use crate::app::App;
+use crate::client::Client;
+use crate::config::Config;
+use crate::db::{Fault, Tx};
+use crate::error::{Error, Problem, Refusal};
+use crate::event::{Event, Scene, record};
+use crate::factor::password::{Password, PasswordHash};
+use crate::form::{Form, FromForm, Json, NoQuery, Query};
+
+/// Trades an address and a password for a session.
+#[utoipa::path(post, path = "/login", tag = "Account", operation_id = "log_in", request_body = PasswordLogin,
+    responses((status = 200, body = SignedInView), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
+        (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+pub async fn log_in(
+    State(app): State<App>,
+    client: Client,
+    headers: HeaderMap,
+    Query(NoQuery): Query<NoQuery>,
+    Json(ask): Json<PasswordLogin>,
+) -> Result<Response, Error> {
+    let PasswordLogin { email, password, remember } = ask;
+    let wanted = email.clone();
+    let (stored, version) = app
+        .db
+        .glance(move |tx| by_email(tx, &wanted))
+        .await
+        .map_err(|fault: Fault| Error::from(fault))?
+        .map_or((None, 0), |user| (user.password, user.security_version));
+
+    // An unknown address meets a decoy, so the time of the answer tells nobody who exists.
+    let checked = app.hasher.check(client.ip, password, stored.clone()).await?;
+    let upgrade = match checked.upgrade {
+        Some(password) => Some(app.hasher.hash(client.ip, password, app.db.chance()).await?),
+        None => None,
+    };
+    let proof = Proof { email, fits: checked.fits, version, stored, upgrade };
+    let arrival = Arrival::of(&app, client, &headers, remember);
+    let own = app.clone();
+    let opened = app.db.write(move |tx| decide(tx, &proof, &arrival, &own.config)).await.map_err(|fault: Fault| Error::from(fault))?;
+    match opened {
+        Some(signed_in) => Ok(signed_in.answer(StatusCode::OK, &app)),
+        None => Err(Refusal::WrongCredentials.into()),
+    }
+}
+
+/// What a sign-in sends.
+#[derive(ToSchema)]
+pub struct PasswordLogin {
+    /// The account's address, in any case.
+    #[schema(value_type = String, format = Email, example = "ada@example.com")]
+    email: Email,
+    /// Whatever was typed.
+    #[schema(value_type = String, format = Password)]
+    password: Password,
+    /// Whether the session is to outlive the browser, within `REMEMBER_TIMEOUTS`.
+    #[schema(value_type = Option<bool>, default = false)]
+    remember: bool,
+}
+
+impl FromForm for PasswordLogin {
+    fn take(form: &mut Form) -> Option<Self> {
+        let (email, password, remember) = (Email::take(form, "email"), Password::take(form, "password"), form.flag("remember", false));
+        Some(PasswordLogin { email: email?, password: password?, remember: remember? })
+    }
+}
+
+/// What the check of a password found, and of which state of the account.
+struct Proof {
+    email: Email,
+    fits: bool,
+    version: i64,
+    stored: Option<PasswordHash>,
+    upgrade: Option<PasswordHash>,
+}
+
+/// Decides what a checked password opens. A refusal is a value: its record must commit.
+fn decide(tx: &mut Tx, proof: &Proof, arrival: &Arrival, config: &Config) -> Result<Option<SignIn>, Fault> {
+    let user = by_email(tx, &proof.email)?;
+    let user = match user {
+        Some(user) if proof.fits && !user.disabled && user.security_version == proof.version => user,
+        other => {
+            let (id, disabled) = other.map_or((None, false), |user| (Some(user.view.id), user.disabled));
+            let scene = Scene::at(&arrival.client, id).with(&arrival.device.name);
+            record(tx, scene, Event::SignInFailed { disabled: disabled && proof.fits })?;
+            return Ok(None);
+        }
+    };
+    if let (Some(better), Some(worse)) = (&proof.upgrade, &proof.stored) {
+        // Only over the very hash that was checked: a change of password meanwhile wins.
+        tx.run("UPDATE users SET password_hash = ?2 WHERE id = ?1 AND password_hash = ?3", (user.view.id, better.as_str(), worse.as_str()))?;
+    }
+    super::sign_in(tx, user, arrival, config).map(Some)
+}

@@ -1,0 +1,64 @@
+//! `POST /logout`: ends the session that the cookie names.
+//!
+//! The session ends on the server, so whoever copied the cookie is out too (REV-01). The cookie is taken back only by an
+//! answer that ended a live session: a late logout with a dead token must not wipe the cookie of a newer sign-in. A
+//! rotated-away token still ends the session that it once named, since its holder wanted out.
+
+use axum::extract::State;
+use axum::http::header::{HeaderName, HeaderValue};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use crate::app::App;
+use crate::cookie::Name;
+use crate::db::{Fault, Tx};
+use crate::device_sessions::{self, Known, set_cookie, sign_out};
+use crate::error::{Error, Problem};
+use crate::form::{NoQuery, Query};
+use crate::secret::TokenHash;
+
+const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
+
+/// Signs out, whatever the cookie is worth.
+#[utoipa::path(post, path = "/logout", tag = "Account", operation_id = "log_out",
+    responses((status = 204), (status = 403, body = Problem), (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+pub async fn log_out(State(app): State<App>, headers: HeaderMap, Query(NoQuery): Query<NoQuery>) -> Result<Response, Error> {
+    match app.cookies.presented(&headers, Name::Session) {
+        Some(token) => end_current(&app, token.hash()).await,
+        None => Ok(StatusCode::NO_CONTENT.into_response()),
+    }
+}
+
+/// Ends the session of a token, and answers as a logout does.
+pub async fn end_current(app: &App, token: TokenHash) -> Result<Response, Error> {
+    // A dead or invented token costs a read, not a turn at the writer.
+    let known = app.db.glance(move |tx| device_sessions::look_up(tx, &token)).await?;
+    let ended = match known {
+        Known::Open(..) | Known::Rotated(_) => app.db.write(move |tx| end_held(tx, &token)).await.map_err(|fault: Fault| Error::from(fault))?,
+        Known::Ended(_) | Known::Nothing => false,
+    };
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    if ended {
+        clear(app, &mut response);
+    }
+    Ok(response)
+}
+
+fn end_held(tx: &mut Tx, token: &TokenHash) -> Result<bool, Fault> {
+    match device_sessions::look_up(tx, token)? {
+        Known::Open(..) => sign_out(tx, token),
+        Known::Rotated(session) => match device_sessions::by_id(tx, session)? {
+            Some(session) => sign_out(tx, &session.token),
+            None => Ok(false),
+        },
+        Known::Ended(_) | Known::Nothing => Ok(false),
+    }
+}
+
+/// Takes the cookie back, and what else the operator wants forgotten.
+pub fn clear(app: &App, response: &mut Response) {
+    set_cookie(response, app.cookies.clear_session());
+    if let Some(value) = app.config.clear_site_data.as_deref().and_then(|text| HeaderValue::from_str(text).ok()) {
+        response.headers_mut().insert(CLEAR_SITE_DATA, value);
+    }
+}

@@ -1,0 +1,149 @@
+//! `POST /signup`: an account, and its first session.
+//!
+//! A stranger gets an account with the first of the roles, and nothing that they send can change that (MASS-02, VER-02).
+//! Of parallel sign-ups with one address, in whatever spelling, one gets it (RACE-04): the canonical form is unique, and
+//! "taken" is an insert that changed no row.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use utoipa::ToSchema;
+
+use super::email::Email;
+use super::{Arrival, SignedInView, User, UserView, by_email};
+use crate::app::App;
+use crate::client::Client;
+use crate::db::{Fault, Tx};
+use crate::error::{Error, Problem, Refusal};
+use crate::event::{By, Event, Scene, record};
+use crate::factor::password::{Password, PasswordHash};
+use crate::form::{Form, FromForm, Json, NoQuery, Query};
+use crate::id::UserId;
+
+/// Trades an address and a password for an account and a session.
+#[utoipa::path(post, path = "/signup", tag = "Account", operation_id = "sign_up", request_body = SignUp,
+    responses((status = 201, body = SignedInView), (status = 400, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem),
+        (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+pub async fn sign_up(
+    State(app): State<App>,
+    client: Client,
+    headers: HeaderMap,
+    Query(NoQuery): Query<NoQuery>,
+    Json(ask): Json<SignUp>,
+) -> Result<Response, Error> {
+    let NewAccount { email, password, name } = ask.judged(app.config.password_min_length)?;
+    // Refused before the hash: what is taken need not cost 17 ms.
+    let wanted = email.clone();
+    if app.db.glance(move |tx| by_email(tx, &wanted)).await?.is_some() {
+        return Err(Refusal::EmailTaken.into());
+    }
+    let hash = app.hasher.hash(client.ip, password, app.db.chance()).await?;
+
+    let arrival = Arrival::of(&app, client, &headers, false);
+    let own = app.clone();
+    let signed_in = app
+        .db
+        .write(move |tx| {
+            let role = &own.config.roles[0];
+            let Some(user) = open_account(tx, &email, &hash, &name, role, By::User)? else { return Ok(None) };
+            super::sign_in(tx, user, &arrival, &own.config).map(Some)
+        })
+        .await
+        .map_err(|fault: Fault| Error::from(fault))?;
+    match signed_in {
+        Some(signed_in) => Ok(signed_in.answer(StatusCode::CREATED, &app)),
+        None => Err(Refusal::EmailTaken.into()),
+    }
+}
+
+/// What a sign-up sends.
+#[derive(ToSchema)]
+#[allow(dead_code)] // The schema is read from the types of the contract; the fields below are what is kept.
+pub struct SignUp {
+    /// One plain address, at most 254 bytes.
+    #[schema(value_type = String, format = Email, example = "ada@example.com")]
+    email: Email,
+    /// `PASSWORD_MIN_LENGTH` (8) to 256 characters, not a common one.
+    #[schema(value_type = String, format = Password, min_length = 8, max_length = 256)]
+    password: Password,
+    /// At most 200 characters.
+    #[schema(value_type = Option<String>, max_length = 200)]
+    name: String,
+}
+
+impl FromForm for SignUp {
+    fn take(form: &mut Form) -> Option<Self> {
+        let (email, password, name) = (Email::take(form, "email"), Password::take(form, "password"), take_optional_name(form));
+        Some(SignUp { email: email?, password: password?, name: name? })
+    }
+}
+
+/// An account that keeps the rules.
+pub struct NewAccount {
+    /// Its address.
+    pub email: Email,
+    /// Its password, judged.
+    pub password: Password,
+    /// What to call its owner; may be empty.
+    pub name: String,
+}
+
+impl SignUp {
+    fn judged(self, min_length: usize) -> Result<NewAccount, Error> {
+        let SignUp { email, password, name } = self;
+        match password.weakness(min_length, Some(&email)) {
+            Some(weakness) => Err(weak("password", weakness)),
+            None => Ok(NewAccount { email, password, name }),
+        }
+    }
+}
+
+/// The refusal of a new password.
+pub fn weak(field: &str, (code, message): crate::factor::password::Weakness) -> Error {
+    let error = crate::error::FieldError { field: field.into(), code: code.into(), message: message.into() };
+    Refusal::Invalid(vec![error]).into()
+}
+
+/// Longest name, in characters.
+const NAME_CHARS: usize = 200;
+
+/// What is wrong with a name.
+pub fn name_fault(name: &str) -> Option<(&'static str, &'static str)> {
+    if name.chars().count() > NAME_CHARS {
+        Some(("too_long", "Use at most 200 characters."))
+    } else if name.chars().any(char::is_control) {
+        Some(("invalid", "Control characters cannot be used here."))
+    } else {
+        None
+    }
+}
+
+/// Takes a name that must be there.
+pub fn take_name(form: &mut Form) -> Option<String> {
+    let name = form.text("name")?;
+    match name_fault(&name) {
+        Some((code, message)) => form.refuse("name", code, message),
+        None => Some(name),
+    }
+}
+
+fn take_optional_name(form: &mut Form) -> Option<String> {
+    if form.has("name") { take_name(form) } else { Some(String::new()) }
+}
+
+/// Opens an account; `None` when the address has one.
+pub fn open_account(tx: &mut Tx, email: &Email, hash: &PasswordHash, name: &str, role: &str, by: By) -> Result<Option<User>, Fault> {
+    let (id, now) = (UserId(tx.next_id()), tx.now());
+    let made = tx.run(
+        "INSERT INTO users (id, email, email_canonical, email_verified, name, role, password_hash, security_version, created_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?8) ON CONFLICT (email_canonical) DO NOTHING",
+        // Whoever has the command line vouches for the address.
+        vec![id.into(), email.shown().into(), email.canonical().into(), (by == By::Cli).into(), name.into(), role.into(), hash.as_str().into(), now.into()],
+    )?;
+    if made == 0 {
+        return Ok(None);
+    }
+    record(tx, Scene::to(id), Event::SignedUp { by })?;
+    let view = UserView { id, email: email.shown().into(), email_verified: by == By::Cli, name: name.into(), role: role.into(), created_at: now };
+    Ok(Some(User { view, disabled: false, password: Some(hash.clone()), security_version: 0, has_signed_in: false }))
+}

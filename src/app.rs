@@ -1,0 +1,83 @@
+//! What every handler can reach, and nothing else is reachable: no globals, no ambient clock, no ambient chance.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::chance::Chance;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::cookie::Cookies;
+use crate::db::{Db, Fault};
+use crate::factor::hasher::Hasher;
+use crate::live_sessions::LiveSessions;
+
+/// The application. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+/// Its parts.
+pub struct Parts {
+    /// The settings.
+    pub config: Config,
+    /// Now.
+    pub clock: Clock,
+    /// The database, which keeps the live sessions in memory true.
+    pub db: Db,
+    /// The threads that hash passwords.
+    pub hasher: Hasher,
+    /// The cookies of this transport.
+    pub cookies: Cookies,
+    /// No new connections are taken, and what runs is being finished.
+    pub draining: AtomicBool,
+    /// Names for requests that bring none.
+    pub request_ids: RequestIds,
+    /// The operator has been told of an `X-Forwarded-For` that does not count.
+    pub told_of_untrusted_proxy: AtomicBool,
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl App {
+    /// Opens the database and starts the hashing threads.
+    ///
+    /// # Errors
+    /// The database cannot be used; the text says why in one line.
+    pub async fn open(config: Config, clock: Clock, chance: Chance) -> Result<App, Fault> {
+        let live = LiveSessions::new(LiveSessions::CAPACITY);
+        let db = Db::open(&config.database_url, clock.clone(), chance.clone(), live).await?;
+        let hasher = Hasher::start(&config, &chance)?;
+        Ok(App(Arc::new(Parts {
+            cookies: Cookies { secure: config.public_url.https },
+            config,
+            clock,
+            db,
+            hasher,
+            draining: AtomicBool::new(false),
+            request_ids: RequestIds { process: chance.bytes(), count: AtomicU64::new(0) },
+            told_of_untrusted_proxy: AtomicBool::new(false),
+        })))
+    }
+}
+
+/// Names requests: a random name for the process, and a count. Unique, cheap, and not secret.
+pub struct RequestIds {
+    process: [u8; 4],
+    count: AtomicU64,
+}
+
+impl RequestIds {
+    /// The next name.
+    pub fn next(&self) -> [u8; 12] {
+        let mut name = [0; 12];
+        name[..4].copy_from_slice(&self.process);
+        name[4..].copy_from_slice(&self.count.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+        name
+    }
+}

@@ -1,0 +1,83 @@
+//! What goes on beside the requests: writing last-active back, watching the database file, purging.
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::app::App;
+use crate::clock::millis;
+use crate::config::Config;
+use crate::db::{Arg, Db, Fault};
+use crate::live_sessions::Unwritten;
+use crate::purge::purge;
+use crate::session_security::write_back_allowance;
+
+/// What another process writes counts here within this time; the contract allows a second.
+const LOOK: Duration = Duration::from_millis(200);
+const PURGE: Duration = Duration::from_secs(60);
+/// Rows in one transaction of the write-back: measured as the best of throughput, latency and size of the log.
+const BATCH: usize = 200;
+
+/// Starts the background tasks. They end when the set is dropped or aborted.
+pub fn start(app: &App) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(every(write_back_interval(&app.config), app.clone(), "write-back of last-active", |app| async move {
+        write_back(&app.db, app.db.live().take_lagging()).await
+    }));
+    tasks.spawn(every(LOOK, app.clone(), "watch of the database", |app| async move { app.db.tend().await }));
+    tasks.spawn(every(PURGE, app.clone(), "purge", |app| async move { purge(&app.db, &app.config, app.clock.now(), |_, _| {}).await.map(|_| ()) }));
+    tasks
+}
+
+/// Does a deed at an interval, for ever. Its trouble is told once when it begins and once when it is over.
+async fn every<F>(period: Duration, app: App, name: &'static str, deed: impl Fn(App) -> F)
+where
+    F: Future<Output = Result<(), Fault>>,
+{
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut in_trouble = false;
+    loop {
+        ticks.tick().await;
+        match deed(app.clone()).await {
+            Ok(()) if in_trouble => tracing::info!("{name}: works again"),
+            Err(fault) if !in_trouble => tracing::error!(error = %fault, "{name}: does not work; trying again"),
+            _ => continue,
+        }
+        in_trouble = !in_trouble;
+    }
+}
+
+/// A tenth of what the shortest idle timeout allows to be lost in a crash.
+fn write_back_interval(config: &Config) -> Duration {
+    let all = [config.timeouts, config.remember_timeouts].into_iter().chain(config.role_timeouts.values().copied());
+    let shortest = all.map(|timeouts| write_back_allowance(timeouts.idle.map(millis))).min().unwrap_or(60_000);
+    Duration::from_millis(u64::try_from(shortest / 10).unwrap_or(0).clamp(10, 1000))
+}
+
+/// Writes back every last-active that the database does not know.
+pub async fn write_back_all(app: &App) -> Result<(), Fault> {
+    write_back(&app.db, app.db.live().unwritten()).await
+}
+
+/// Never an upsert, never backwards, and never to a session that has ended.
+async fn write_back(db: &Db, all: Vec<Unwritten>) -> Result<(), Fault> {
+    for (n, batch) in all.chunks(BATCH).enumerate() {
+        let rows = batch.to_vec();
+        let written = db
+            .write_relaxed(move |tx| {
+                let rows: Vec<Vec<Arg<'_>>> = rows.iter().map(|row| vec![row.last_active.into(), row.id.into()]).collect();
+                tx.run_each("UPDATE device_sessions SET last_active_at = ?1 WHERE id = ?2 AND last_active_at < ?1 AND ended_at IS NULL", &rows)
+            })
+            .await;
+        match written {
+            Ok(_) => db.live().written(batch),
+            Err(fault) => {
+                db.live().not_written(&all[n * BATCH..]);
+                return Err(fault);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! What a user recognises a device by: "Chrome on macOS", "Safari on iPhone", "curl".
+//!
+//! Versions are left out: browsers freeze them (macOS "10.15.7" for ever), and nobody recognises a phone by them.
+
+use std::sync::LazyLock;
+
+use axum::http::HeaderMap;
+use simple_useragent::UserAgentParser;
+
+/// A device, as its headers describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// For people.
+    pub name: String,
+    /// `desktop`, `mobile`, `tablet`, `bot` or `other`.
+    pub kind: &'static str,
+}
+
+/// The low-entropy client hints, where a browser sends them: they say what a frozen agent no longer does.
+#[derive(Clone, Debug, Default)]
+pub struct Hints {
+    platform: Option<String>,
+    mobile: bool,
+}
+
+impl Hints {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let platform = text("sec-ch-ua-platform").map(|quoted| quoted.trim_matches('"').chars().take(32).collect());
+        Hints { platform, mobile: text("sec-ch-ua-mobile") == Some("?1") }
+    }
+}
+
+/// Built at the first sign-in, not at start: the rules are a few hundred regular expressions.
+static PARSER: LazyLock<UserAgentParser> = LazyLock::new(UserAgentParser::new);
+
+impl Device {
+    /// Names the device of an agent.
+    pub(super) fn of(agent: &str, hints: &Hints) -> Self {
+        let parsed = PARSER.parse(agent);
+        let (family, os) = (parsed.client.family.as_str(), parsed.os.family.as_str());
+        if is_bot(agent, family) {
+            return Device { name: if family == "Other" { "Bot".into() } else { family.into() }, kind: "bot" };
+        }
+        let browser = browser(family);
+        let platform = platform(agent, os, hints);
+        let kind = kind(agent, platform, hints);
+        let name = match (browser, platform) {
+            (Some(browser), Some(platform)) => format!("{browser} on {platform}"),
+            (Some(one), None) => one.to_string(),
+            (None, Some(platform)) => format!("Unknown browser on {platform}"),
+            (None, None) => return Device { name: "Unknown device".into(), kind: "other" },
+        };
+        Device { name, kind }
+    }
+}
+
+/// The name that people know a browser by.
+fn browser(family: &str) -> Option<&str> {
+    let known = match family {
+        "Other" => return None,
+        "Mobile Safari" | "Mobile Safari UI/WKWebView" => "Safari",
+        "Chrome Mobile" | "Chrome Mobile iOS" | "Chrome Mobile WebView" | "HeadlessChrome" => "Chrome",
+        "Firefox Mobile" | "Firefox iOS" => "Firefox",
+        "Edge Mobile" => "Edge",
+        "Opera Mobile" | "Opera Touch" => "Opera",
+        "Samsung Internet" => "Samsung Internet",
+        "curl" | "Wget" => return Some(family),
+        other => other,
+    };
+    Some(known)
+}
+
+fn platform<'a>(agent: &str, os: &'a str, hints: &'a Hints) -> Option<&'a str> {
+    // iPadOS calls itself a Mac; only the device word tells, where it is there.
+    if agent.contains("iPad") {
+        return Some("iPad");
+    }
+    if agent.contains("iPhone") || agent.contains("iPod") {
+        return Some("iPhone");
+    }
+    let spoken = match os {
+        "Other" => hints.platform.as_deref().filter(|platform| KNOWN_PLATFORMS.contains(platform))?,
+        "Mac OS X" => "macOS",
+        "Chrome OS" => "ChromeOS",
+        other => other,
+    };
+    Some(spoken)
+}
+
+/// A hint is what a client says: only names that we know are repeated.
+const KNOWN_PLATFORMS: [&str; 7] = ["Android", "Chrome OS", "ChromeOS", "Linux", "macOS", "Windows", "iOS"];
+const DESKTOPS: [&str; 10] = ["Windows", "macOS", "Linux", "Ubuntu", "Fedora", "Debian", "ChromeOS", "Chrome OS", "FreeBSD", "OpenBSD"];
+
+fn kind(agent: &str, platform: Option<&str>, hints: &Hints) -> &'static str {
+    match platform {
+        Some("iPad") => "tablet",
+        Some("iPhone" | "iOS") => "mobile",
+        // Android tablets leave the word "Mobile" out.
+        Some("Android") if hints.mobile || agent.contains("Mobile") => "mobile",
+        Some("Android") => "tablet",
+        Some(platform) if DESKTOPS.contains(&platform) => "desktop",
+        _ => "other",
+    }
+}
+
+fn is_bot(agent: &str, family: &str) -> bool {
+    let words = ["bot/", "bot;", "bot)", "crawler", "spider", "Googlebot", "bingbot"];
+    family.ends_with("Bot") || family.ends_with("bot") || words.iter().any(|word| agent.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(agent: &str) -> (String, &'static str) {
+        let device = Device::of(agent, &Hints::default());
+        (device.name, device.kind)
+    }
+
+    #[test]
+    fn devices_are_called_what_their_owners_call_them() {
+        let samples = [
+            (
+                "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
+                "Chrome on macOS",
+                "desktop",
+            ),
+            (
+                "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36 Edg/142.0.0.0",
+                "Edge on Windows",
+                "desktop",
+            ),
+            ("Mozilla/5.0 (X11; Linux x86_64; rv:144.0) Gecko/20100101 Firefox/144.0", "Firefox on Linux", "desktop"),
+            ("Mozilla/5.0 (X11; Ubuntu; Linux x86_64; rv:144.0) Gecko/20100101 Firefox/144.0", "Firefox on Ubuntu", "desktop"),
+            (
+                "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.6 Mobile/15E148 Safari/604.1",
+                "Safari on iPhone",
+                "mobile",
+            ),
+            (
+                "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) CriOS/142.0.0.0 Mobile/15E148 Safari/604.1",
+                "Chrome on iPhone",
+                "mobile",
+            ),
+            (
+                "Mozilla/5.0 (iPad; CPU OS 17_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.5 Mobile/15E148 Safari/604.1",
+                "Safari on iPad",
+                "tablet",
+            ),
+            (
+                "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.6 Safari/605.1.15",
+                "Safari on macOS",
+                "desktop",
+            ),
+            ("Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Mobile Safari/537.36", "Chrome on Android", "mobile"),
+            ("Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36", "Chrome on Android", "tablet"),
+            ("Mozilla/5.0 (Android 14; Mobile; rv:144.0) Gecko/144.0 Firefox/144.0", "Firefox on Android", "mobile"),
+            ("Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", "Googlebot", "bot"),
+            ("curl/8.5.0", "curl", "other"),
+            ("", "Unknown device", "other"),
+            ("<script>alert(1)</script>", "Unknown device", "other"),
+        ];
+        for (agent, name, kind) in samples {
+            assert_eq!(named(agent), (name.to_string(), kind), "{agent}");
+        }
+    }
+
+    #[test]
+    fn a_hint_helps_where_the_agent_says_nothing_and_is_never_echoed() {
+        let with = |platform: &str| Device::of("", &Hints { platform: Some(platform.into()), mobile: false }).name;
+        assert_eq!(with("Windows"), "Unknown browser on Windows");
+        assert_eq!(with("<b>evil</b>"), "Unknown device");
+    }
+}

@@ -1,0 +1,143 @@
+//! `holdfast sessions …`
+
+use clap::{Args, Subcommand};
+
+use super::table::{print, print_json};
+use super::{Failure, find};
+use crate::app::App;
+use crate::db::Fault;
+use crate::device_sessions::{self, DeviceSession, live_of, revoke, revoke_all};
+use crate::error::{Error, Refusal};
+use crate::event::By;
+use crate::id::{SessionId, UserId};
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// List live sessions, the most recently active first
+    List {
+        /// Only those of this account (e-mail address or id)
+        #[arg(long)]
+        user: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End sessions; they are dead for a running server within a second
+    Revoke {
+        #[command(flatten)]
+        which: Which,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Which {
+    /// One session, by its id
+    #[arg(value_name = "SESSION")]
+    session: Option<String>,
+    /// All of an account (e-mail address or id)
+    #[arg(long)]
+    user: Option<String>,
+    /// All of everybody
+    #[arg(long)]
+    all: bool,
+}
+
+pub(super) async fn run(app: &App, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::List { user, json } => list(app, user, json).await,
+        Command::Revoke { which, json } => end(app, which, json).await,
+    }
+}
+
+async fn list(app: &App, user: Option<String>, json: bool) -> Result<(), Failure> {
+    let mut sessions = match user {
+        Some(who) => {
+            app.db
+                .read(move |tx| -> Result<Vec<DeviceSession>, Error> {
+                    let id = find(tx, &who)?.view.id;
+                    Ok(live_of(tx, id)?)
+                })
+                .await?
+        }
+        None => {
+            let mut all = Vec::new();
+            let mut after = None;
+            while let Some(user) = next_user(app, after).await? {
+                all.extend(app.db.read(move |tx| live_of(tx, user)).await.map_err(|fault: Fault| fault)?);
+                after = Some(user);
+            }
+            all
+        }
+    };
+    sessions.sort_by_key(|session| std::cmp::Reverse((session.last_active_at, session.id)));
+    if json {
+        let views = sessions.iter().map(|session| serde_json::json!({"user_id": session.user_id, "session": session.view(false)}));
+        return print_json(&views.collect::<Vec<_>>());
+    }
+    let rows = sessions.into_iter().map(|session| {
+        let new = match (session.new_ip, session.new_device) {
+            (true, true) => "ip, device",
+            (true, false) => "ip",
+            (false, true) => "device",
+            (false, false) => "",
+        };
+        let (id, user) = (session.id.to_string(), session.user_id.to_string());
+        vec![id, user, session.device_name, session.ip, session.last_active_at.to_string(), session.limits.expires_at.to_string(), new.into()]
+    });
+    print(&["ID", "USER", "DEVICE", "IP", "LAST ACTIVE", "EXPIRES", "NEW"], rows);
+    Ok(())
+}
+
+async fn end(app: &App, which: Which, json: bool) -> Result<(), Failure> {
+    let ended = match (which.session, which.user) {
+        (Some(session), _) => end_one(app, &session).await?,
+        (None, Some(who)) => {
+            app.db
+                .write(move |tx| -> Result<u64, Error> {
+                    let id = find(tx, &who)?.view.id;
+                    Ok(revoke_all(tx, id, By::Cli, "asked")?)
+                })
+                .await?
+        }
+        (None, None) => end_all(app).await?,
+    };
+    if json {
+        return print_json(&serde_json::json!({"signed_out": ended}));
+    }
+    println!("{ended} sessions ended");
+    Ok(())
+}
+
+async fn end_one(app: &App, session: &str) -> Result<u64, Failure> {
+    let id = SessionId::parse(session).ok_or_else(|| Failure::Failed("there is no such session".into()))?;
+    app.db
+        .write(move |tx| -> Result<(), Error> {
+            let session = device_sessions::by_id(tx, id)?.ok_or(Refusal::NotFound)?;
+            revoke(tx, session.user_id, id, By::Cli)
+        })
+        .await?;
+    Ok(1)
+}
+
+/// One user, one transaction: the server gets its turns in between.
+async fn end_all(app: &App) -> Result<u64, Failure> {
+    let bar = super::upkeep::progress_spinner();
+    let (mut ended, mut after) = (0, None);
+    while let Some(user) = next_user(app, after).await? {
+        ended += app.db.write(move |tx| revoke_all(tx, user, By::Cli, "asked")).await.map_err(|fault: Fault| fault)?;
+        bar.set_message(format!("{ended} sessions ended"));
+        after = Some(user);
+    }
+    bar.finish_and_clear();
+    Ok(ended)
+}
+
+/// The next user, by id, who has a session that is not marked as ended.
+async fn next_user(app: &App, after: Option<UserId>) -> Result<Option<UserId>, Fault> {
+    let after = after.unwrap_or(UserId(uuid::Uuid::nil()));
+    app.db.read(move |tx| tx.row("SELECT user_id FROM device_sessions WHERE user_id > ?1 AND ended_at IS NULL ORDER BY user_id LIMIT 1", (after,))).await
+}

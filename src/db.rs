@@ -1,0 +1,462 @@
+//! The seam: features meet [`Tx`], never a database.
+//!
+//! A slice writes its SQL once, in the common dialect below, inside a closure over `&mut Tx`. The closure is synchronous,
+//! owns one connection for its whole length, and commits on `Ok` or rolls back on `Err`. One promise holds for all of them:
+//! they are serializable. So check-then-act is one statement whose row count is the answer, and "taken" is
+//! `ON CONFLICT DO NOTHING` that changed no row.
+//!
+//! What a commit means outside the database (a session that memory must forget, a line for the log) is handed to
+//! [`Tx::after_commit`]. It runs on the committing thread, before anybody hears of the commit and whether or not the
+//! caller still listens: a revocation cannot be acknowledged before it counts.
+//!
+//! # The common SQL
+//! - DDL words are `BIGINT` (Unix milliseconds, counts, flags), `TEXT`, `BYTEA`, `UUID`; every primary key is `NOT NULL`;
+//!   foreign keys are indexed by hand.
+//! - Placeholders are `?1`, `?2`. Bytes and large numbers come as arguments only. Every argument is typed, NULL too.
+//! - `ON CONFLICT`, `RETURNING`, `IS NOT DISTINCT FROM`, keyset paging by `UUID` or `BIGINT`; never by `TEXT` (collation).
+//! - Not portable, so not used: `max(a, b)`, `INSERT OR IGNORE`, `FOR UPDATE`, `DELETE … LIMIT`, `LIKE`, `lower()`, clock
+//!   functions, `IS ?1`, `::`.
+//! - The closure is `Fn` and touches nothing but `tx`: a driver may run it again. No hashing, mail or HTTP inside.
+
+pub mod migrate;
+mod sqlite;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::chance::Chance;
+use crate::clock::{Clock, Timestamp};
+use crate::id::Mint;
+use crate::live_sessions::LiveSessions;
+use crate::secret::TokenHash;
+
+pub use sqlite::backup;
+
+/// What went wrong below the seam. Its text is for the log, never for a client.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{text}")]
+pub struct Fault {
+    /// What a caller can do about it.
+    pub kind: Kind,
+    text: String,
+}
+
+/// How a fault is to be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The database cannot serve now: locked, full, read-only, gone. Becomes `503`; trying again may help.
+    Unavailable,
+    /// A mistake of ours: a constraint that a statement should have asked about, a row of the wrong shape.
+    Broken,
+}
+
+impl Fault {
+    /// A fault that waiting may cure.
+    pub fn unavailable(text: impl Into<String>) -> Self {
+        Fault { kind: Kind::Unavailable, text: text.into() }
+    }
+
+    /// A fault that only a new version cures.
+    pub fn broken(text: impl Into<String>) -> Self {
+        Fault { kind: Kind::Broken, text: text.into() }
+    }
+}
+
+/// An SQL argument. Its type is known even when it is NULL, so that no driver has to infer one.
+#[derive(Debug, Clone, Copy)]
+pub enum Arg<'a> {
+    /// `BIGINT`.
+    Int(Option<i64>),
+    /// `TEXT`.
+    Text(Option<&'a str>),
+    /// `BYTEA`.
+    Bytes(Option<&'a [u8]>),
+    /// `UUID`.
+    Uuid(Option<Uuid>),
+}
+
+macro_rules! arg { ($($t:ty, $variant:ident, $x:ident => $e:expr;)*) => { $(
+    impl<'a> From<$t> for Arg<'a> { fn from($x: $t) -> Self { Arg::$variant(Some($e)) } }
+    impl<'a> From<Option<$t>> for Arg<'a> { fn from(o: Option<$t>) -> Self { Arg::$variant(o.map(|$x| $e)) } }
+)* } }
+arg! {
+    i64, Int, x => x;
+    bool, Int, x => i64::from(x);
+    Timestamp, Int, x => x.0;
+    &'a str, Text, x => x;
+    &'a String, Text, x => x.as_str();
+    &'a [u8], Bytes, x => x;
+    &'a TokenHash, Bytes, x => x.0.as_slice();
+    Uuid, Uuid, x => x;
+    crate::id::UserId, Uuid, x => x.0;
+    crate::id::SessionId, Uuid, x => x.0;
+    crate::id::EventId, Uuid, x => x.0;
+    crate::id::LetterId, Uuid, x => x.0;
+}
+
+/// A tuple of arguments, in the order of `?1, ?2, …`.
+pub trait Args<'a> {
+    /// Spells the tuple out.
+    fn list(self) -> Vec<Arg<'a>>;
+}
+
+macro_rules! args { ($($($n:ident)*;)*) => { $(
+    #[allow(non_snake_case, unused_parens)]
+    impl<'a, $($n: Into<Arg<'a>>),*> Args<'a> for ($($n,)*) {
+        fn list(self) -> Vec<Arg<'a>> { let ($($n,)*) = self; vec![$($n.into()),*] }
+    }
+)* } }
+args! { ; A; A B; A B C; A B C D; A B C D E; A B C D E F; A B C D E F G; A B C D E F G H; A B C D E F G H I; }
+
+impl<'a> Args<'a> for Vec<Arg<'a>> {
+    fn list(self) -> Vec<Arg<'a>> {
+        self
+    }
+}
+
+/// One row of an answer, read by position.
+pub struct Row<'r>(&'r rusqlite::Row<'r>);
+
+impl Row<'_> {
+    /// Reads the column at `i`, counted from 0.
+    pub fn get<T: Col>(&self, i: usize) -> Result<T, Fault> {
+        T::read(self, i)
+    }
+}
+
+/// A type that a column can be read as.
+pub trait Col: Sized {
+    /// Reads it.
+    fn read(row: &Row<'_>, i: usize) -> Result<Self, Fault>;
+}
+
+macro_rules! col { ($($t:ty, $raw:ty, |$x:ident| $e:expr;)*) => { $(
+    impl Col for $t {
+        fn read(row: &Row<'_>, i: usize) -> Result<Self, Fault> {
+            row.0.get::<_, $raw>(i).map(|$x| $e).map_err(sqlite::fault)
+        }
+    }
+    impl Col for Option<$t> {
+        fn read(row: &Row<'_>, i: usize) -> Result<Self, Fault> {
+            row.0.get::<_, Option<$raw>>(i).map(|o| o.map(|$x| $e)).map_err(sqlite::fault)
+        }
+    }
+)* } }
+col! {
+    i64, i64, |x| x;
+    bool, i64, |x| x != 0;
+    Timestamp, i64, |x| Timestamp(x);
+    String, String, |x| x;
+    TokenHash, [u8; 32], |x| TokenHash(x);
+    Uuid, [u8; 16], |x| Uuid::from_bytes(x);
+    crate::id::UserId, [u8; 16], |x| crate::id::UserId(Uuid::from_bytes(x));
+    crate::id::SessionId, [u8; 16], |x| crate::id::SessionId(Uuid::from_bytes(x));
+    crate::id::EventId, [u8; 16], |x| crate::id::EventId(Uuid::from_bytes(x));
+    crate::id::LetterId, [u8; 16], |x| crate::id::LetterId(Uuid::from_bytes(x));
+}
+
+/// A value made from one row.
+pub trait FromRow: Sized {
+    /// Reads it.
+    fn from_row(row: &Row<'_>) -> Result<Self, Fault>;
+}
+
+impl<T: Col> FromRow for T {
+    fn from_row(row: &Row<'_>) -> Result<Self, Fault> {
+        row.get(0)
+    }
+}
+
+macro_rules! rows { ($($($n:ident $i:literal)*;)*) => { $(
+    impl<$($n: Col),*> FromRow for ($($n,)*) {
+        fn from_row(row: &Row<'_>) -> Result<Self, Fault> { Ok(($(row.get::<$n>($i)?,)*)) }
+    }
+)* } }
+rows! { A 0 B 1; A 0 B 1 C 2; A 0 B 1 C 2 D 3; A 0 B 1 C 2 D 3 E 4; }
+
+/// What a transaction is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    /// One snapshot, no writes.
+    Read,
+    /// Serializable, and on the disk before it is acknowledged.
+    Write,
+    /// Serializable, but a power cut may take the newest of them back: for what is only ever early when lost.
+    Relaxed,
+}
+
+/// One connection with at most one open transaction. Private to `db/`.
+trait Driver: Send {
+    fn begin(&mut self, mode: Mode) -> Result<(), Fault>;
+    fn run(&mut self, sql: &'static str, args: &[Arg<'_>]) -> Result<u64, Fault>;
+    fn run_each(&mut self, sql: &'static str, batch: &[Vec<Arg<'_>>]) -> Result<u64, Fault>;
+    fn query(&mut self, sql: &'static str, args: &[Arg<'_>], each: &mut dyn FnMut(&Row<'_>) -> Result<(), Fault>) -> Result<(), Fault>;
+    fn batch(&mut self, sql: &str) -> Result<(), Fault>;
+    fn commit(&mut self) -> Result<(), Fault>;
+    fn rollback(&mut self);
+    fn has_table(&mut self, name: &str) -> Result<bool, Fault>;
+    fn has_any_table(&mut self) -> Result<bool, Fault>;
+    fn tend(&mut self, log_is_large: bool) -> Result<(), Fault>;
+}
+
+type AfterCommit = Box<dyn FnOnce(&LiveSessions) + Send>;
+
+/// One transaction: one connection, one now, one source of chance.
+pub struct Tx {
+    driver: Box<dyn Driver>,
+    now: Timestamp,
+    setting: Arc<Setting>,
+    after: Vec<AfterCommit>,
+    broken: Option<Fault>,
+}
+
+impl Tx {
+    /// The moment of this transaction. It does not pass while the transaction runs.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// Randomness for tokens.
+    pub fn chance(&self) -> &Chance {
+        &self.setting.chance
+    }
+
+    /// A new UUIDv7 for a row of this transaction.
+    pub fn next_id(&self) -> Uuid {
+        self.setting.mint.next(self.now)
+    }
+
+    /// The live sessions in memory, for their last-active, which may be newer than the stored one.
+    pub fn live(&self) -> &LiveSessions {
+        &self.setting.live
+    }
+
+    /// Does this once the transaction has committed, before its caller hears of it; never, if it rolls back.
+    pub fn after_commit(&mut self, deed: impl FnOnce(&LiveSessions) + Send + 'static) {
+        self.after.push(Box::new(deed));
+    }
+
+    /// Runs a statement and counts the rows that it changed.
+    pub fn run<'a>(&mut self, sql: &'static str, args: impl Args<'a>) -> Result<u64, Fault> {
+        let args = args.list();
+        self.check(&args)?;
+        let done = self.driver.run(sql, &args);
+        self.note(done)
+    }
+
+    /// Runs one statement for each set of arguments, as fast as the driver can, and counts all rows changed.
+    pub fn run_each(&mut self, sql: &'static str, batch: &[Vec<Arg<'_>>]) -> Result<u64, Fault> {
+        for args in batch {
+            self.check(args)?;
+        }
+        let done = self.driver.run_each(sql, batch);
+        self.note(done)
+    }
+
+    /// Reads at most one row; a second one is a fault.
+    pub fn row<'a, T: FromRow>(&mut self, sql: &'static str, args: impl Args<'a>) -> Result<Option<T>, Fault> {
+        let mut all = self.rows(sql, args)?;
+        if all.len() > 1 {
+            return self.note(Err(Fault::broken("more than one row")));
+        }
+        Ok(all.pop())
+    }
+
+    /// Reads all rows. The statement bounds how many that can be.
+    pub fn rows<'a, T: FromRow>(&mut self, sql: &'static str, args: impl Args<'a>) -> Result<Vec<T>, Fault> {
+        let args = args.list();
+        self.check(&args)?;
+        let mut out = Vec::new();
+        let done = self.driver.query(sql, &args, &mut |row| {
+            out.push(T::from_row(row)?);
+            Ok(())
+        });
+        self.note(done)?;
+        Ok(out)
+    }
+
+    /// Runs DDL.
+    fn batch(&mut self, sql: &str) -> Result<(), Fault> {
+        let done = self.driver.batch(sql);
+        self.note(done)
+    }
+
+    /// Remembers the first fault: a statement that failed spoils its transaction, also when the closure swallows the error.
+    fn note<T>(&mut self, done: Result<T, Fault>) -> Result<T, Fault> {
+        if let Err(fault) = &done {
+            self.broken.get_or_insert_with(|| fault.clone());
+        }
+        done
+    }
+
+    fn check(&mut self, args: &[Arg<'_>]) -> Result<(), Fault> {
+        if let Some(fault) = &self.broken {
+            return Err(fault.clone());
+        }
+        // Postgres cannot store NUL in text; refused for all, so that no store is the odd one out.
+        if args.iter().any(|arg| matches!(arg, Arg::Text(Some(text)) if text.contains('\0'))) {
+            return self.note(Err(Fault::broken("NUL in text")));
+        }
+        Ok(())
+    }
+}
+
+/// What every transaction carries.
+struct Setting {
+    clock: Clock,
+    chance: Chance,
+    mint: Mint,
+    live: LiveSessions,
+}
+
+/// The database. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Db {
+    store: Arc<sqlite::Sqlite>,
+    setting: Arc<Setting>,
+}
+
+/// Where the database is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Url {
+    /// A file of the embedded SQLite.
+    Sqlite(PathBuf),
+}
+
+impl Db {
+    /// Opens the database, making it if it is not there, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// One line that says what is wrong with the file: missing rights, foreign, newer than this program, damaged.
+    pub async fn open(url: &Url, clock: Clock, chance: Chance, live: LiveSessions) -> Result<Db, Fault> {
+        let Url::Sqlite(path) = url;
+        let store = sqlite::Sqlite::open(path, live.clone())?;
+        let setting = Setting { clock, chance, mint: Mint::default(), live };
+        let db = Db { store: Arc::new(store), setting: Arc::new(setting) };
+        migrate::run(&db).await?;
+        Ok(db)
+    }
+
+    /// The live sessions that this database keeps true.
+    pub fn live(&self) -> &LiveSessions {
+        &self.setting.live
+    }
+
+    /// Randomness for salts and tokens that are made outside of a transaction.
+    pub fn chance(&self) -> &Chance {
+        &self.setting.chance
+    }
+
+    /// Reads on one snapshot.
+    pub async fn read<T, E, F>(&self, f: F) -> Result<T, E>
+    where
+        F: Fn(&mut Tx) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Fault> + Send + 'static,
+    {
+        self.on_blocking_thread(Mode::Read, f).await
+    }
+
+    /// Reads a few rows by key. SQLite answers on the calling thread: for such a read the hop to another one costs
+    /// several times the read itself.
+    pub async fn glance<T, E, F>(&self, f: F) -> Result<T, E>
+    where
+        F: Fn(&mut Tx) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Fault> + Send + 'static,
+    {
+        match self.store.lend_at_once()? {
+            Some(driver) => self.transact(driver, Mode::Read, &f),
+            None => self.read(f).await,
+        }
+    }
+
+    /// Writes: commits on `Ok`, rolls back on `Err`. Once begun it is finished, also when the caller goes away.
+    pub async fn write<T, E, F>(&self, f: F) -> Result<T, E>
+    where
+        F: Fn(&mut Tx) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Fault> + Send + 'static,
+    {
+        self.on_blocking_thread(Mode::Write, f).await
+    }
+
+    /// Writes what may be lost in a power cut because losing it is safe.
+    pub async fn write_relaxed<T, E, F>(&self, f: F) -> Result<T, E>
+    where
+        F: Fn(&mut Tx) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Fault> + Send + 'static,
+    {
+        self.on_blocking_thread(Mode::Relaxed, f).await
+    }
+
+    /// Looks after the file: notices what other processes wrote, keeps the write-ahead log small. Call it often.
+    pub async fn tend(&self) -> Result<(), Fault> {
+        let store = self.store.clone();
+        let driver = store.lend_writer().await?;
+        blocking(move || store.tend(driver)).await
+    }
+
+    /// Proves that the database can be written.
+    pub async fn ready(&self) -> Result<(), Fault> {
+        self.on_blocking_thread(Mode::Write, |tx| tx.row::<i64>("SELECT count(*) FROM migrations", ()).map(|_| ())).await
+    }
+
+    async fn on_blocking_thread<T, E, F>(&self, mode: Mode, f: F) -> Result<T, E>
+    where
+        F: Fn(&mut Tx) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Fault> + Send + 'static,
+    {
+        // The connection is fetched before the thread is taken, so that waiting for one blocks no thread.
+        let driver: Box<dyn Driver> = match mode {
+            Mode::Read => self.store.lend_reader().await?,
+            Mode::Write | Mode::Relaxed => self.store.lend_writer().await?,
+        };
+        let (db, span) = (self.clone(), tracing::Span::current());
+        blocking(move || span.in_scope(|| db.transact(driver, mode, &f))).await
+    }
+
+    fn transact<T, E: From<Fault>>(&self, mut driver: Box<dyn Driver>, mode: Mode, f: &impl Fn(&mut Tx) -> Result<T, E>) -> Result<T, E> {
+        driver.begin(mode)?;
+        // Now is read after BEGIN: whoever waited for the writer is dated by its turn, not by its arrival.
+        let mut tx = Tx { driver, now: self.setting.clock.now(), setting: self.setting.clone(), after: Vec::new(), broken: None };
+        let out = f(&mut tx);
+        if let Some(fault) = tx.broken.take() {
+            tx.driver.rollback();
+            return Err(fault.into());
+        }
+        if out.is_err() {
+            tx.driver.rollback();
+            return out;
+        }
+        tx.driver.commit()?;
+        for deed in std::mem::take(&mut tx.after) {
+            deed(&self.setting.live);
+        }
+        out
+    }
+}
+
+/// Runs `f` on a thread that may block, and waits for it.
+fn blocking<T, E>(f: impl FnOnce() -> Result<T, E> + Send + 'static) -> impl Future<Output = Result<T, E>>
+where
+    T: Send + 'static,
+    E: From<Fault> + Send + 'static,
+{
+    let task = tokio::task::spawn_blocking(f);
+    async move {
+        match task.await {
+            Ok(done) => done,
+            Err(e) => Err(Fault::broken(format!("a transaction panicked: {e}")).into()),
+        }
+    }
+}
+
+/// How long a chunk of background work may hold the writer.
+pub const WRITER_SHARE: Duration = Duration::from_millis(50);

@@ -1,0 +1,428 @@
+//! SQLite: many readers, and one writer that waits its turn without holding a thread.
+//!
+//! # Durability
+//! The journal is a write-ahead log. An acknowledged write (a logout, a revocation, a password, an account) is synced to
+//! the disk before its answer (`synchronous=FULL`); only the write-back of last-active runs with `NORMAL`, which may lose
+//! the newest commits in a power cut, never the database: a lost last-active makes idle come early, never late. Either
+//! survives `kill -9`, since the log is then in the kernel's hands. What FULL costs is measured in `benches/`.
+//!
+//! # Other processes
+//! The command line opens the same file while the server runs. The writer's `PRAGMA data_version` changes exactly when
+//! another connection has committed, and only the writer of this process ever commits here; so a change means that
+//! somebody else wrote, and every session in memory is read again before it counts.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use r2d2::{Pool, PooledConnection};
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::config::DbConfig;
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{Arg, Driver, Fault, Mode, Row};
+use crate::live_sessions::LiveSessions;
+
+/// Readers on blocking threads: lists, pages, the audit log.
+const READERS: u32 = 4;
+/// Readers on the server's own threads: look-ups by key. One for each thread, and some to spare.
+const GLANCERS: u32 = 16;
+/// How long a statement waits for a lock of another process.
+const BUSY: Duration = Duration::from_secs(5);
+/// The write-ahead log is emptied when it has grown past this; with the one batch that may follow it stays under 64 MiB.
+const WAL_LIMIT: u64 = 16 << 20;
+
+pub(super) struct Sqlite {
+    readers: Pool<SqliteConnectionManager>,
+    read_turn: Arc<Semaphore>,
+    glancers: Pool<SqliteConnectionManager>,
+    writer: Pool<SqliteConnectionManager>,
+    write_turn: Arc<Semaphore>,
+    watch: Arc<Watch>,
+}
+
+/// What is known of the file and of who else writes to it.
+struct Watch {
+    path: PathBuf,
+    /// Device and inode of the file that was opened.
+    identity: (u64, u64),
+    /// The file at the path is no longer the one that is open: what is written now would be lost.
+    gone: AtomicBool,
+    data_version: AtomicI64,
+    live: LiveSessions,
+}
+
+impl Sqlite {
+    /// Opens the file at `path`, making it (0600) and its folder (0700) if need be.
+    pub(super) fn open(path: &Path, live: LiveSessions) -> Result<Self, Fault> {
+        let identity = prepare_file(path).map_err(|e| Fault::broken(reason_of(&e)))?;
+        // The writer opens first: it is the one that may turn the write-ahead log on.
+        let writer = pool(path, 1, false)?;
+        let data_version = data_version(&*writer.get().map_err(pool_fault)?)?;
+        let watch = Watch { path: path.to_path_buf(), identity, gone: AtomicBool::new(false), data_version: AtomicI64::new(data_version), live };
+        Ok(Sqlite {
+            readers: pool(path, READERS, true)?,
+            read_turn: Arc::new(Semaphore::new(READERS as usize)),
+            glancers: pool(path, GLANCERS, true)?,
+            writer,
+            write_turn: Arc::new(Semaphore::new(1)),
+            watch: Arc::new(watch),
+        })
+    }
+
+    pub(super) async fn lend_reader(&self) -> Result<Box<dyn Driver>, Fault> {
+        self.lend(&self.readers, &self.read_turn).await
+    }
+
+    pub(super) async fn lend_writer(&self) -> Result<Box<dyn Driver>, Fault> {
+        self.lend(&self.writer, &self.write_turn).await
+    }
+
+    /// Lends a reader that is free this instant, if there is one.
+    pub(super) fn lend_at_once(&self) -> Result<Option<Box<dyn Driver>>, Fault> {
+        self.watch.check()?;
+        let Some(connection) = self.glancers.try_get() else { return Ok(None) };
+        Ok(Some(Box::new(Conn { connection, open: false, relaxed: false, watch: self.watch.clone(), _turn: None })))
+    }
+
+    async fn lend(&self, pool: &Pool<SqliteConnectionManager>, turn: &Arc<Semaphore>) -> Result<Box<dyn Driver>, Fault> {
+        let turn = turn.clone().acquire_owned().await.map_err(|e| Fault::broken(e.to_string()))?;
+        self.watch.check()?;
+        // Whoever holds a turn finds a free connection, so this does not block.
+        let connection = pool.get().map_err(pool_fault)?;
+        Ok(Box::new(Conn { connection, open: false, relaxed: false, watch: self.watch.clone(), _turn: Some(turn) }))
+    }
+
+    /// Notices foreign writes and a replaced file, and empties a write-ahead log that has grown.
+    pub(super) fn tend(&self, mut writer: Box<dyn Driver>) -> Result<(), Fault> {
+        self.watch.look_at_file();
+        self.watch.check()?;
+        let wal = fs::metadata(with_suffix(&self.watch.path, "-wal")).map_or(0, |meta| meta.len());
+        writer.tend(wal > WAL_LIMIT)
+    }
+}
+
+impl Watch {
+    fn check(&self) -> Result<(), Fault> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(Fault::unavailable("the database file was removed or replaced; put it back or restart"));
+        }
+        Ok(())
+    }
+
+    fn look_at_file(&self) {
+        let here = fs::metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity);
+        self.gone.store(!here, Ordering::Relaxed);
+    }
+
+    /// Compares the writer's data version with the last one seen.
+    fn look_at_version(&self, writer: &Connection) -> Result<(), Fault> {
+        let version = data_version(writer)?;
+        if self.data_version.swap(version, Ordering::Relaxed) != version {
+            self.live.distrust();
+        }
+        Ok(())
+    }
+}
+
+fn data_version(connection: &Connection) -> Result<i64, Fault> {
+    connection.prepare_cached("PRAGMA data_version").and_then(|mut st| st.query_row([], |row| row.get(0))).map_err(fault)
+}
+
+/// Makes the file with its rights before SQLite sees it; the log and the index inherit them.
+fn prepare_file(path: &Path) -> io::Result<(u64, u64)> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    let file = fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    if meta.permissions().mode() & 0o077 != 0 {
+        tracing::warn!(path = %path.display(), "the database file was readable by others; its mode is now 0600");
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    }
+    Ok((meta.dev(), meta.ino()))
+}
+
+fn reason_of(e: &io::Error) -> String {
+    match e.kind() {
+        io::ErrorKind::PermissionDenied => "this user may not write to it".into(),
+        io::ErrorKind::ReadOnlyFilesystem => "it lies on a read-only file system".into(),
+        io::ErrorKind::NotADirectory => "a part of its path is not a folder".into(),
+        _ => e.to_string(),
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+fn pool(path: &Path, size: u32, query_only: bool) -> Result<Pool<SqliteConnectionManager>, Fault> {
+    // No CREATE: the file was made with its rights. No shared mutex: a connection has one user at a time.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    // The writer's first connection is opened here, so that a bad file is named by its own error, not by the pool's.
+    set_up(&mut Connection::open_with_flags(path, flags).map_err(fault)?, query_only).map_err(fault)?;
+    let manager = SqliteConnectionManager::file(path).with_flags(flags).with_init(move |c| set_up(c, query_only));
+    Pool::builder()
+        .max_size(size)
+        .min_idle(Some(1))
+        .test_on_check_out(false)
+        // A connection is never replaced: the writer's data version means something on its own connection only.
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connection_timeout(BUSY)
+        .build(manager)
+        .map_err(pool_fault)
+}
+
+fn set_up(connection: &mut Connection, query_only: bool) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY)?;
+    if !query_only {
+        connection.execute_batch("PRAGMA journal_mode = WAL;")?;
+    }
+    connection.execute_batch(&format!(
+        "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA query_only = {query_only};
+         PRAGMA mmap_size = 1073741824; PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 16777216;"
+    ))?;
+    connection.set_prepared_statement_cache_capacity(256);
+    // Without this a database that was ever ANALYZEd re-plans every prepared statement at every new binding.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    Ok(())
+}
+
+// The order of the fields matters: the connection goes home before the turn does.
+struct Conn {
+    connection: PooledConnection<SqliteConnectionManager>,
+    open: bool,
+    /// The connection stands at `synchronous=NORMAL`.
+    relaxed: bool,
+    watch: Arc<Watch>,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Conn {
+    fn execute(&self, sql: &'static str) -> Result<(), Fault> {
+        self.connection.prepare_cached(sql).and_then(|mut st| st.execute([])).map(|_| ()).map_err(fault)
+    }
+
+    /// Back to FULL, which is what the next borrower expects.
+    fn tighten(&mut self) -> Result<(), Fault> {
+        if self.relaxed {
+            self.connection.execute_batch("PRAGMA synchronous = FULL").map_err(fault)?;
+            self.relaxed = false;
+        }
+        Ok(())
+    }
+}
+
+impl rusqlite::ToSql for Arg<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(match self {
+            Arg::Int(Some(i)) => ToSqlOutput::from(*i),
+            Arg::Text(Some(s)) => ToSqlOutput::Borrowed(ValueRef::Text(s.as_bytes())),
+            Arg::Bytes(Some(b)) => ToSqlOutput::Borrowed(ValueRef::Blob(b)),
+            Arg::Uuid(Some(u)) => ToSqlOutput::Borrowed(ValueRef::Blob(u.as_bytes())),
+            _ => ToSqlOutput::Borrowed(ValueRef::Null),
+        })
+    }
+}
+
+impl Driver for Conn {
+    fn begin(&mut self, mode: Mode) -> Result<(), Fault> {
+        if mode == Mode::Read {
+            self.execute("BEGIN DEFERRED")?;
+            self.open = true;
+            return Ok(());
+        }
+        if mode == Mode::Relaxed {
+            self.connection.execute_batch("PRAGMA synchronous = NORMAL").map_err(fault)?;
+            self.relaxed = true;
+        }
+        self.execute("BEGIN IMMEDIATE")?;
+        self.open = true;
+        // Behind the lock: from here to COMMIT nobody else can write.
+        self.watch.look_at_version(&self.connection)
+    }
+
+    fn run(&mut self, sql: &'static str, args: &[Arg<'_>]) -> Result<u64, Fault> {
+        let mut st = self.connection.prepare_cached(sql).map_err(fault)?;
+        st.execute(rusqlite::params_from_iter(args)).map(|n| n as u64).map_err(fault)
+    }
+
+    fn run_each(&mut self, sql: &'static str, batch: &[Vec<Arg<'_>>]) -> Result<u64, Fault> {
+        let mut st = self.connection.prepare_cached(sql).map_err(fault)?;
+        let mut changed = 0;
+        for args in batch {
+            changed += st.execute(rusqlite::params_from_iter(args)).map_err(fault)? as u64;
+        }
+        Ok(changed)
+    }
+
+    fn query(&mut self, sql: &'static str, args: &[Arg<'_>], each: &mut dyn FnMut(&Row<'_>) -> Result<(), Fault>) -> Result<(), Fault> {
+        let mut st = self.connection.prepare_cached(sql).map_err(fault)?;
+        let mut rows = st.query(rusqlite::params_from_iter(args)).map_err(fault)?;
+        while let Some(row) = rows.next().map_err(fault)? {
+            each(&Row(row))?;
+        }
+        Ok(())
+    }
+
+    fn batch(&mut self, sql: &str) -> Result<(), Fault> {
+        self.connection.execute_batch(&in_own_words(sql)).map_err(fault)
+    }
+
+    fn commit(&mut self) -> Result<(), Fault> {
+        self.execute("COMMIT")?;
+        self.open = false;
+        self.tighten()
+    }
+
+    fn rollback(&mut self) {
+        // SQLite rolls some failed transactions back by itself.
+        if !self.connection.is_autocommit() && self.connection.execute_batch("ROLLBACK").is_err() {
+            tracing::error!("a transaction could not be rolled back");
+        }
+        self.open = false;
+        if let Err(e) = self.tighten() {
+            tracing::error!(error = %e, "the writer could not be set back to synchronous=FULL");
+        }
+    }
+
+    fn has_table(&mut self, name: &str) -> Result<bool, Fault> {
+        self.connection.table_exists(None, name).map_err(fault)
+    }
+
+    fn has_any_table(&mut self) -> Result<bool, Fault> {
+        self.connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table')", [], |row| row.get(0)).map_err(fault)
+    }
+
+    fn tend(&mut self, wal_is_large: bool) -> Result<(), Fault> {
+        self.watch.look_at_version(&self.connection)?;
+        if !wal_is_large {
+            return Ok(());
+        }
+        // A reader that stays long (a backup) must not stop the writer: then this fails, and is tried again.
+        self.connection.busy_timeout(Duration::from_millis(20)).map_err(fault)?;
+        let done = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        self.connection.busy_timeout(BUSY).map_err(fault)?;
+        done.map(|_| ()).map_err(fault)
+    }
+}
+
+// A closure that panicked must not hand back a connection with an open transaction.
+impl Drop for Conn {
+    fn drop(&mut self) {
+        if self.open || self.relaxed {
+            self.rollback();
+        }
+    }
+}
+
+/// The common DDL in SQLite's words: STRICT tables know INTEGER, TEXT and BLOB.
+fn in_own_words(ddl: &str) -> String {
+    let mut out = String::with_capacity(ddl.len() + 64);
+    let without_comments: String = ddl.lines().map(|line| line.split("--").next().unwrap_or("")).collect::<Vec<_>>().join("\n");
+    for statement in without_comments.split_inclusive(';') {
+        let statement = statement.replace("BIGINT", "INTEGER").replace("BYTEA", "BLOB").replace("UUID", "BLOB");
+        match statement.strip_suffix(");") {
+            Some(head) if head.trim_start().starts_with("CREATE TABLE") => {
+                out.push_str(head);
+                out.push_str(") STRICT;");
+            }
+            _ => out.push_str(&statement),
+        }
+    }
+    out
+}
+
+/// Copies the database at `from` to the new file `to` (0600), as of one moment, while others go on writing.
+///
+/// The copy appears whole or not at all: it is written beside its place, synced, and then renamed. `step` hears the
+/// pages that are left and the pages in all.
+///
+/// # Errors
+/// `to` exists already, or either file cannot be used.
+pub fn backup(from: &Path, to: &Path, mut step: impl FnMut(u64, u64)) -> Result<(), Fault> {
+    if to.exists() {
+        return Err(Fault::broken(format!("{} exists already", to.display())));
+    }
+    let partial = with_suffix(to, ".partial");
+    let made = copy(from, &partial, &mut step).and_then(|()| {
+        let settle = || -> io::Result<()> {
+            fs::File::open(&partial)?.sync_all()?;
+            // A hard link refuses to replace a file that appeared meanwhile; a rename would not.
+            fs::hard_link(&partial, to)?;
+            let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            fs::File::open(folder)?.sync_all()
+        };
+        settle().map_err(|e| Fault::broken(format!("{}: {}", to.display(), reason_of(&e))))
+    });
+    let _ = fs::remove_file(&partial);
+    made
+}
+
+fn copy(from: &Path, to: &Path, step: &mut impl FnMut(u64, u64)) -> Result<(), Fault> {
+    let named = |e: io::Error| Fault::broken(format!("{}: {}", to.display(), reason_of(&e)));
+    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(to).map_err(named)?;
+    let source = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(fault)?;
+    source.busy_timeout(BUSY).map_err(fault)?;
+    // The open snapshot makes all steps copy one moment; without it every write by the server would start the copy again.
+    source.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema;").map_err(fault)?;
+    let mut target = Connection::open(to).map_err(fault)?;
+    let copy = rusqlite::backup::Backup::new(&source, &mut target).map_err(fault)?;
+    loop {
+        let state = copy.step(1000).map_err(fault)?;
+        let progress = copy.progress();
+        step(u64::try_from(progress.remaining).unwrap_or(0), u64::try_from(progress.pagecount).unwrap_or(0));
+        match state {
+            rusqlite::backup::StepResult::Done => return Ok(()),
+            rusqlite::backup::StepResult::More => {}
+            _ => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+fn pool_fault(e: r2d2::Error) -> Fault {
+    Fault::unavailable(format!("no connection: {e}"))
+}
+
+pub(super) fn fault(e: rusqlite::Error) -> Fault {
+    use rusqlite::ErrorCode as Code;
+    match e.sqlite_error_code() {
+        Some(Code::NotADatabase) => Fault::broken("it is not a SQLite database"),
+        Some(Code::DatabaseCorrupt) => Fault::unavailable("it is damaged (SQLITE_CORRUPT); restore a backup"),
+        Some(Code::DatabaseBusy | Code::DatabaseLocked) => Fault::unavailable("another process holds its lock"),
+        Some(Code::DiskFull) => Fault::unavailable("the disk is full"),
+        Some(Code::ReadOnly) => Fault::unavailable("it is read-only"),
+        Some(Code::CannotOpen | Code::SystemIoFailure | Code::PermissionDenied | Code::OutOfMemory) => Fault::unavailable(e.to_string()),
+        _ => Fault::broken(e.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ddl_becomes_strict_in_sqlites_own_words() {
+        let own = in_own_words("CREATE TABLE t (\n  -- a UUID; really\n  id UUID NOT NULL,\n  at BIGINT\n);\nCREATE INDEX i ON t (at);");
+        assert!(own.contains("id BLOB NOT NULL") && own.contains("at INTEGER") && own.contains(") STRICT;"));
+        assert!(!own.contains("really"));
+        assert!(own.trim_end().ends_with("CREATE INDEX i ON t (at);"));
+    }
+}

@@ -1,0 +1,325 @@
+//! Everything that can happen to an account, and the one way to say that it did.
+//!
+//! A slice states one fact, in the transaction of its cause: [`record`] writes the audit row, puts a letter into the outbox
+//! where the user is to be told, and, once the whole has committed, a line into the log. What was rolled back was never
+//! said. No event holds a secret, and what a stranger typed is not repeated: a failed sign-in names an account only if
+//! there is one.
+
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::clock::Timestamp;
+use crate::db::{Fault, Tx};
+use crate::device_sessions::{DeviceSession, EndReason};
+use crate::id::{EventId, LetterId, SessionId, UserId};
+
+/// Who caused it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The user, or whoever holds their credentials.
+    User,
+    /// An administrator, through the API.
+    Admin(UserId),
+    /// An operator, at the command line.
+    Cli,
+}
+
+impl By {
+    fn word(self) -> &'static str {
+        match self {
+            By::User => "user",
+            By::Admin(_) => "admin",
+            By::Cli => "cli",
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)] // Their names are the contract's.
+pub enum Event {
+    SignedUp {
+        by: By,
+    },
+    SignedIn {
+        new_ip: bool,
+        new_device: bool,
+        replaced: u64,
+    },
+    SignInFailed {
+        disabled: bool,
+    },
+    NewIpLogin,
+    /// `also_new_ip`: the letter about the new IP tells of the device too, so there is only one.
+    NewDeviceLogin {
+        also_new_ip: bool,
+    },
+    SignedOut,
+    SessionRevoked {
+        by: By,
+    },
+    SessionsRevoked {
+        by: By,
+        count: u64,
+        because: &'static str,
+    },
+    SessionTimedOut {
+        reason: EndReason,
+    },
+    PasswordChanged {
+        by: By,
+    },
+    RotatedTokenReused,
+    RoleChanged {
+        by: By,
+        from: String,
+        to: String,
+    },
+    AccountDisabled {
+        by: By,
+    },
+    AccountEnabled {
+        by: By,
+    },
+}
+
+/// Every kind, as the API spells it.
+pub const KINDS: [&str; 14] = [
+    "signed_up",
+    "signed_in",
+    "sign_in_failed",
+    "new_ip_login",
+    "new_device_login",
+    "signed_out",
+    "session_revoked",
+    "sessions_revoked",
+    "session_timed_out",
+    "password_changed",
+    "rotated_token_reused",
+    "role_changed",
+    "account_disabled",
+    "account_enabled",
+];
+
+impl Event {
+    /// How the API spells it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Event::SignedUp { .. } => "signed_up",
+            Event::SignedIn { .. } => "signed_in",
+            Event::SignInFailed { .. } => "sign_in_failed",
+            Event::NewIpLogin => "new_ip_login",
+            Event::NewDeviceLogin { .. } => "new_device_login",
+            Event::SignedOut => "signed_out",
+            Event::SessionRevoked { .. } => "session_revoked",
+            Event::SessionsRevoked { .. } => "sessions_revoked",
+            Event::SessionTimedOut { .. } => "session_timed_out",
+            Event::PasswordChanged { .. } => "password_changed",
+            Event::RotatedTokenReused => "rotated_token_reused",
+            Event::RoleChanged { .. } => "role_changed",
+            Event::AccountDisabled { .. } => "account_disabled",
+            Event::AccountEnabled { .. } => "account_enabled",
+        }
+    }
+
+    fn by(&self) -> By {
+        match self {
+            Event::SignedUp { by }
+            | Event::SessionRevoked { by }
+            | Event::SessionsRevoked { by, .. }
+            | Event::PasswordChanged { by }
+            | Event::RoleChanged { by, .. }
+            | Event::AccountDisabled { by }
+            | Event::AccountEnabled { by } => *by,
+            _ => By::User,
+        }
+    }
+
+    /// What its reader needs beyond the kind.
+    fn detail(&self) -> Value {
+        match self {
+            Event::SignedIn { new_ip, new_device, replaced } => json!({"new_ip": new_ip, "new_device": new_device, "replaced": replaced}),
+            Event::SessionsRevoked { by, count, because } => json!({"by": by.word(), "count": count, "because": because}),
+            Event::SessionTimedOut { reason } => json!({"reason": reason.code()}),
+            Event::RoleChanged { by, from, to } => json!({"by": by.word(), "from": from, "to": to}),
+            Event::SignedUp { by }
+            | Event::SessionRevoked { by }
+            | Event::PasswordChanged { by }
+            | Event::AccountDisabled { by }
+            | Event::AccountEnabled { by } => json!({"by": by.word()}),
+            // The answer to a stranger is the same; the operator may know that it was not the password.
+            Event::SignInFailed { disabled: true } => json!({"disabled": true}),
+            _ => json!({}),
+        }
+    }
+
+    /// Whether the user gets a letter. ASVS 6.3.5, 6.3.7.
+    fn tells_user(&self) -> bool {
+        match self {
+            Event::NewIpLogin | Event::PasswordChanged { .. } | Event::RotatedTokenReused | Event::RoleChanged { .. } => true,
+            Event::AccountDisabled { .. } | Event::AccountEnabled { .. } => true,
+            Event::NewDeviceLogin { also_new_ip } => !also_new_ip,
+            // The letter about a change tells of the sessions that it ended.
+            Event::SessionsRevoked { because, .. } => *because == "asked",
+            _ => false,
+        }
+    }
+
+    /// Whether an operator should look at it.
+    fn is_alarm(&self) -> bool {
+        matches!(self, Event::NewIpLogin | Event::RotatedTokenReused)
+    }
+}
+
+/// Whom an event concerns, and where it came from.
+#[derive(Clone, Debug, Default)]
+pub struct Scene {
+    user: Option<UserId>,
+    session: Option<SessionId>,
+    ip: Option<String>,
+    device_name: Option<String>,
+}
+
+impl Scene {
+    /// At a session, as it was opened.
+    pub fn of(session: &DeviceSession) -> Self {
+        Scene { user: Some(session.user_id), session: Some(session.id), ip: Some(session.ip.clone()), device_name: Some(session.device_name.clone()) }
+    }
+
+    /// Somewhere out there; the account is named only if there is one.
+    pub fn at(client: &Client, user: Option<UserId>) -> Self {
+        Scene { user, session: None, ip: Some(client.ip.to_string()), device_name: Some(client.device().name) }
+    }
+
+    /// Done to an account from elsewhere.
+    pub fn to(user: UserId) -> Self {
+        Scene { user: Some(user), ..Scene::default() }
+    }
+
+    /// About this session, without claiming that it was done there.
+    pub fn about(mut self, session: SessionId) -> Self {
+        self.session = Some(session);
+        self
+    }
+
+    /// Done with this device.
+    pub fn with(mut self, device_name: &str) -> Self {
+        self.device_name = Some(device_name.into());
+        self
+    }
+
+    /// Done from this address.
+    pub fn from(mut self, ip: impl ToString) -> Self {
+        self.ip = Some(ip.to_string());
+        self
+    }
+}
+
+/// Says that it happened.
+pub fn record(tx: &mut Tx, scene: Scene, event: Event) -> Result<(), Fault> {
+    let (id, now) = (EventId(tx.next_id()), tx.now());
+    let actor = match event.by() {
+        By::Admin(admin) => Some(admin),
+        By::User | By::Cli => None,
+    };
+    let detail = event.detail().to_string();
+    tx.run(
+        "INSERT INTO events (id, at, kind, user_id, actor_id, session_id, ip, device_name, detail)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        (id, now, event.kind(), scene.user, actor, scene.session, scene.ip.as_deref(), scene.device_name.as_deref(), &detail),
+    )?;
+    if let (true, Some(user)) = (event.tells_user(), scene.user) {
+        let letter = LetterId(tx.next_id());
+        tx.run(
+            "INSERT INTO outbox (id, event_id, kind, user_id, session_id, due_at, leased_until, attempts)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            (letter, id, event.kind(), user, scene.session, now, 0, 0),
+        )?;
+    }
+    tx.after_commit(move |_| log(&scene, &event));
+    Ok(())
+}
+
+fn log(scene: &Scene, event: &Event) {
+    let user = scene.user.map(|id| id.to_string());
+    let session = scene.session.map(|id| id.to_string());
+    let (user, session) = (user.as_deref(), session.as_deref());
+    let (ip, device) = (scene.ip.as_deref(), scene.device_name.as_deref());
+    let (kind, detail) = (event.kind(), event.detail());
+    if event.is_alarm() {
+        tracing::warn!(event = kind, user, session, ip, device, %detail);
+    } else {
+        tracing::info!(event = kind, user, session, ip, device, %detail);
+    }
+}
+
+/// One event, as it is read back.
+#[derive(Debug)]
+pub struct Recorded {
+    /// Its id, which is also the cursor of its place in the list.
+    pub id: EventId,
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub kind: String,
+    /// Whose.
+    pub user_id: Option<UserId>,
+    /// The administrator who did it.
+    pub actor_id: Option<UserId>,
+    /// At or about which session.
+    pub session_id: Option<SessionId>,
+    /// From where.
+    pub ip: Option<String>,
+    /// With what.
+    pub device_name: Option<String>,
+    /// The rest.
+    pub detail: Value,
+}
+
+impl crate::db::FromRow for Recorded {
+    fn from_row(row: &crate::db::Row<'_>) -> Result<Self, Fault> {
+        let detail: String = row.get(8)?;
+        Ok(Recorded {
+            id: row.get(0)?,
+            at: row.get(1)?,
+            kind: row.get(2)?,
+            user_id: row.get(3)?,
+            actor_id: row.get(4)?,
+            session_id: row.get(5)?,
+            ip: row.get(6)?,
+            device_name: row.get(7)?,
+            detail: serde_json::from_str(&detail).map_err(|e| Fault::broken(format!("an event's detail: {e}")))?,
+        })
+    }
+}
+
+/// Reads a user's events, newest first, `limit` at most.
+pub fn of_user(tx: &mut Tx, user: UserId, before: EventId, limit: i64) -> Result<Vec<Recorded>, Fault> {
+    tx.rows(
+        "SELECT id, at, kind, user_id, actor_id, session_id, ip, device_name, detail FROM events
+         WHERE user_id = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3",
+        (user, before, limit),
+    )
+}
+
+/// Reads the audit log, newest first, `limit` at most; each filter has a statement that an index serves.
+pub fn all(tx: &mut Tx, kind: Option<&str>, user: Option<UserId>, before: EventId, limit: i64) -> Result<Vec<Recorded>, Fault> {
+    match (kind, user) {
+        (None, None) => tx.rows(
+            "SELECT id, at, kind, user_id, actor_id, session_id, ip, device_name, detail FROM events
+             WHERE id < ?1 ORDER BY id DESC LIMIT ?2",
+            (before, limit),
+        ),
+        (None, Some(user)) => of_user(tx, user, before, limit),
+        (Some(kind), None) => tx.rows(
+            "SELECT id, at, kind, user_id, actor_id, session_id, ip, device_name, detail FROM events
+             WHERE kind = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3",
+            (kind, before, limit),
+        ),
+        (Some(kind), Some(user)) => tx.rows(
+            "SELECT id, at, kind, user_id, actor_id, session_id, ip, device_name, detail FROM events
+             WHERE user_id = ?1 AND kind = ?2 AND id < ?3 ORDER BY id DESC LIMIT ?4",
+            (user, kind, before, limit),
+        ),
+    }
+}

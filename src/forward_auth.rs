@@ -1,0 +1,45 @@
+//! `GET /check`: the question that reverse proxies and backends ask on every request of every user.
+//!
+//! The answer is headers only, made from memory: who, in which session, in which role. Values are made safe for a header
+//! before they get there (FWD-05), and the answer is a `204` or a refusal, so a proxy that reads only the status fails
+//! closed (FWD-06).
+
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+
+use crate::error::{Error, Problem};
+use crate::form::{NoQuery, Query};
+use crate::guard::SignedIn;
+
+const USER: HeaderName = HeaderName::from_static("x-holdfast-user");
+const SESSION: HeaderName = HeaderName::from_static("x-holdfast-session");
+const ROLE: HeaderName = HeaderName::from_static("x-holdfast-role");
+const EMAIL: HeaderName = HeaderName::from_static("x-holdfast-email");
+const EMAIL_VERIFIED: HeaderName = HeaderName::from_static("x-holdfast-email-verified");
+
+/// What cannot stand in a header, or would be read as an escape.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b' ').add(b'"').add(b',').add(b';');
+
+/// Says whose request it is.
+#[utoipa::path(get, path = "/check", tag = "Check", operation_id = "check", security(("session" = [])),
+    responses((status = 204, headers(
+            ("X-Holdfast-User" = String, description = "The user's id"), ("X-Holdfast-Session" = String, description = "The session's id"),
+            ("X-Holdfast-Role" = String), ("X-Holdfast-Email" = String, description = "Percent-encoded UTF-8"),
+            ("X-Holdfast-Email-Verified" = bool))),
+        (status = 401, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+pub async fn check(SignedIn(me): SignedIn, Query(NoQuery): Query<NoQuery>) -> Result<Response, Error> {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let headers = response.headers_mut();
+    headers.insert(USER, ascii(me.user_id.to_string()));
+    headers.insert(SESSION, ascii(me.id.to_string()));
+    headers.insert(ROLE, ascii(me.role.to_string()));
+    headers.insert(EMAIL, ascii(utf8_percent_encode(&me.email, ESCAPED).to_string()));
+    headers.insert(EMAIL_VERIFIED, HeaderValue::from_static(if me.email_verified { "true" } else { "false" }));
+    Ok(response)
+}
+
+/// Ids, roles and percent-encoded text are printable ASCII.
+fn ascii(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).unwrap_or_else(|_| unreachable!("printable ASCII is a header value"))
+}

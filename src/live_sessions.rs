@@ -1,0 +1,467 @@
+//! The live sessions in memory: what the check needs to know, and last-active until it is written back.
+//!
+//! The check of a request is one look into this table; the database is asked only about a token that is not here. Three
+//! things keep that exact:
+//!
+//! - **Endings.** A transaction that ends or rotates a session commits and then, before anybody hears of it, calls
+//!   [`LiveSessions::forget`].
+//! - **The load race.** "Missing here → read the row → put it here" could put back what an ending has just taken out. So a
+//!   miss hands out a [`Ticket`] with the shard's epoch, an ending moves the epoch on, and [`LiveSessions::admit`] takes a
+//!   row only while its ticket's epoch still stands.
+//! - **Other processes.** When somebody else wrote the database, [`LiveSessions::distrust`] makes every entry count as
+//!   missing until it was read again; its last-active stays.
+//!
+//! Last-active rises here with every request and is written back in batches when the stored one lags too far. An entry whose
+//! last-active is not yet stored is never dropped to make room. Strangers cannot grow this table: only a token that the
+//! database knows as live gets in.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::clock::Timestamp;
+use crate::id::{SessionId, UserId};
+use crate::secret::TokenHash;
+use crate::session_security::{Limits, Verdict, judge, write_back_allowance};
+
+/// A live session, as far as the check of a request is concerned.
+#[derive(Clone, Debug)]
+pub struct LiveSession {
+    /// Its public id.
+    pub id: SessionId,
+    /// Whose it is.
+    pub user_id: UserId,
+    /// The user's role. A change of role ends the session, so it cannot be stale.
+    pub role: Box<str>,
+    /// The user's e-mail, as shown.
+    pub email: Box<str>,
+    /// Whether the user has proved that address.
+    pub email_verified: bool,
+    /// Its deadlines.
+    pub limits: Limits,
+    /// What its cookie hashes to.
+    pub token: TokenHash,
+}
+
+/// What a look at a token finds.
+#[derive(Debug)]
+pub enum Met {
+    /// A live session; if the request counts as activity, it has been counted.
+    Live(Arc<LiveSession>),
+    /// A session that is past a deadline. It has to be ended in the database before the answer.
+    Dead(Arc<LiveSession>, Verdict),
+    /// Nothing that can be relied on: ask the database, and bring the ticket back.
+    Unknown(Ticket),
+}
+
+/// The right to put a row here if nothing has ended since the ticket was handed out.
+#[derive(Debug, Clone, Copy)]
+pub struct Ticket {
+    epoch: u64,
+    trust: u64,
+}
+
+/// A last-active that the database does not know yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unwritten {
+    /// Which session's.
+    pub id: SessionId,
+    /// Where the entry is to be found again.
+    pub token: TokenHash,
+    /// What to write.
+    pub last_active: Timestamp,
+}
+
+/// The table. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct LiveSessions(Arc<Table>);
+
+struct Table {
+    shards: Box<[RwLock<Shard>]>,
+    shard_capacity: usize,
+    /// Moves on when another process has written: entries of an older trust are read again before they count.
+    trust: AtomicU64,
+}
+
+#[derive(Default)]
+struct Shard {
+    entries: HashMap<TokenHash, Entry, BuildHasherDefault<FirstBytes>>,
+    /// Whom to drop first: a clock over the entries, oldest at the front. May name entries that are gone.
+    hand: VecDeque<TokenHash>,
+    /// Moves on with every ending.
+    epoch: u64,
+    /// Entries whose stored last-active lags too far.
+    lagging: std::sync::Mutex<Vec<TokenHash>>,
+}
+
+struct Entry {
+    session: Arc<LiveSession>,
+    trust: u64,
+    last_active: AtomicI64,
+    /// The last-active that the database has.
+    stored: AtomicI64,
+    /// It is in `lagging`, or on its way to the database.
+    queued: AtomicBool,
+    /// Used since the hand last passed.
+    used: AtomicBool,
+}
+
+impl Entry {
+    fn is_unwritten(&self) -> bool {
+        self.last_active.load(Ordering::Relaxed) > self.stored.load(Ordering::Relaxed)
+    }
+
+    /// Nine tenths of what may be lost in a crash; the last tenth is the time that the write-back takes.
+    fn lags(&self) -> bool {
+        let lag = self.last_active.load(Ordering::Relaxed) - self.stored.load(Ordering::Relaxed);
+        lag > 0 && lag >= write_back_allowance(self.session.limits.idle_ms) * 9 / 10
+    }
+
+    fn unwritten(&self) -> Unwritten {
+        let last_active = Timestamp(self.last_active.load(Ordering::Relaxed));
+        Unwritten { id: self.session.id, token: self.session.token, last_active }
+    }
+}
+
+/// A token hash is uniform and secret already: its first bytes are its hash.
+#[derive(Default)]
+struct FirstBytes(u64);
+
+impl Hasher for FirstBytes {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for (i, byte) in bytes.iter().take(8).enumerate() {
+            self.0 ^= u64::from(*byte) << (8 * i);
+        }
+    }
+}
+
+impl Hash for TokenHash {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(&self.0[..8]);
+    }
+}
+
+const SHARDS: usize = 64;
+/// How many entries the hand looks at before a new one may stand beside the limit until the next write-back.
+const STEPS: usize = 8;
+
+impl LiveSessions {
+    /// How many sessions are kept by default: about 250 bytes each.
+    pub const CAPACITY: usize = 500_000;
+
+    /// Makes an empty table for about `capacity` sessions.
+    pub fn new(capacity: usize) -> Self {
+        let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
+        LiveSessions(Arc::new(Table { shards, shard_capacity: capacity.div_ceil(SHARDS), trust: AtomicU64::new(0) }))
+    }
+
+    /// Looks a token up, judges its session, and counts the request as activity unless it is passive.
+    pub fn meet(&self, token: &TokenHash, now: Timestamp, passive: bool) -> Met {
+        let trust = self.0.trust.load(Ordering::Acquire);
+        let shard = self.read(token);
+        let entry = match shard.entries.get(token) {
+            Some(entry) if entry.trust == trust => entry,
+            _ => return Met::Unknown(Ticket { epoch: shard.epoch, trust }),
+        };
+        let verdict = judge(&entry.session.limits, Timestamp(entry.last_active.load(Ordering::Relaxed)), now);
+        if verdict != Verdict::Live {
+            return Met::Dead(entry.session.clone(), verdict);
+        }
+        if !passive {
+            // Under the shard's lock, so that a touch is never lost to an entry being read again.
+            entry.last_active.fetch_max(now.0, Ordering::Relaxed);
+            if entry.lags() && !entry.queued.swap(true, Ordering::Relaxed) {
+                shard.lagging.lock().unwrap_or_else(PoisonError::into_inner).push(*token);
+            }
+        }
+        if !entry.used.load(Ordering::Relaxed) {
+            entry.used.store(true, Ordering::Relaxed);
+        }
+        Met::Live(entry.session.clone())
+    }
+
+    /// Takes in a row that was read for `ticket`; false when something ended meanwhile, and the row must be read again.
+    pub fn admit(&self, ticket: Ticket, session: LiveSession, stored: Timestamp) -> bool {
+        let token = session.token;
+        let mut shard = self.write(&token);
+        if shard.epoch != ticket.epoch {
+            return false;
+        }
+        let session = Arc::new(session);
+        if let Some(entry) = shard.entries.get_mut(&token) {
+            entry.session = session;
+            entry.trust = ticket.trust;
+            entry.last_active.fetch_max(stored.0, Ordering::Relaxed);
+            entry.stored.fetch_max(stored.0, Ordering::Relaxed);
+            return true;
+        }
+        shard.make_room(self.0.shard_capacity);
+        shard.hand.push_back(token);
+        shard.entries.insert(
+            token,
+            Entry {
+                session,
+                trust: ticket.trust,
+                last_active: AtomicI64::new(stored.0),
+                stored: AtomicI64::new(stored.0),
+                queued: AtomicBool::new(false),
+                used: AtomicBool::new(false),
+            },
+        );
+        true
+    }
+
+    /// Forgets a token whose session has ended or moved on to another token. Called after the commit, before the answer.
+    pub fn forget(&self, token: &TokenHash) {
+        let mut shard = self.write(token);
+        shard.epoch += 1;
+        shard.entries.remove(token);
+    }
+
+    /// Makes every entry be read again before it counts: another process has written the database.
+    pub fn distrust(&self) {
+        self.0.trust.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The last-active of a session, which may be newer than the stored one.
+    pub fn last_active(&self, token: &TokenHash) -> Option<Timestamp> {
+        let shard = self.read(token);
+        shard.entries.get(token).map(|entry| Timestamp(entry.last_active.load(Ordering::Relaxed)))
+    }
+
+    /// Takes the last-actives that lag too far. Each is to come back by [`written`](Self::written) or
+    /// [`not_written`](Self::not_written).
+    pub fn take_lagging(&self) -> Vec<Unwritten> {
+        let mut out = Vec::new();
+        for shard in &self.0.shards {
+            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+            let tokens = std::mem::take(&mut *shard.lagging.lock().unwrap_or_else(PoisonError::into_inner));
+            out.extend(tokens.iter().filter_map(|token| shard.entries.get(token)).map(Entry::unwritten));
+        }
+        out
+    }
+
+    /// All last-actives that the database does not know: what a shutdown has to write.
+    pub fn unwritten(&self) -> Vec<Unwritten> {
+        let mut out = Vec::new();
+        for shard in &self.0.shards {
+            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+            out.extend(shard.entries.values().filter(|entry| entry.is_unwritten()).map(Entry::unwritten));
+        }
+        out
+    }
+
+    /// Notes what the database now knows.
+    pub fn written(&self, batch: &[Unwritten]) {
+        for Unwritten { token, last_active, .. } in batch {
+            let shard = self.read(token);
+            let Some(entry) = shard.entries.get(token) else { continue };
+            entry.stored.fetch_max(last_active.0, Ordering::Relaxed);
+            entry.queued.store(false, Ordering::Relaxed);
+            shard.queue_if_lagging(token, entry);
+        }
+    }
+
+    /// Puts back what could not be written.
+    pub fn not_written(&self, batch: &[Unwritten]) {
+        for Unwritten { token, .. } in batch {
+            let shard = self.read(token);
+            if shard.entries.contains_key(token) {
+                shard.lagging.lock().unwrap_or_else(PoisonError::into_inner).push(*token);
+            }
+        }
+    }
+
+    /// How many sessions are in memory.
+    pub fn len(&self) -> usize {
+        self.0.shards.iter().map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).entries.len()).sum()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn shard(&self, token: &TokenHash) -> &RwLock<Shard> {
+        // Another byte than the entries' hash begins with, or each shard would use a 64th of its buckets.
+        &self.0.shards[usize::from(token.0[31]) % SHARDS]
+    }
+
+    fn read(&self, token: &TokenHash) -> RwLockReadGuard<'_, Shard> {
+        self.shard(token).read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, token: &TokenHash) -> RwLockWriteGuard<'_, Shard> {
+        self.shard(token).write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shard {
+    fn queue_if_lagging(&self, token: &TokenHash, entry: &Entry) {
+        if entry.lags() && !entry.queued.swap(true, Ordering::Relaxed) {
+            self.lagging.lock().unwrap_or_else(PoisonError::into_inner).push(*token);
+        }
+    }
+
+    /// Drops an entry that is neither in use nor unwritten, if the shard is full.
+    fn make_room(&mut self, capacity: usize) {
+        // Names of entries that ended pile up in the hand; they leave when they outnumber the living.
+        if self.hand.len() > 2 * self.entries.len() + STEPS {
+            self.hand.retain(|token| self.entries.contains_key(token));
+        }
+        let mut steps = STEPS;
+        while self.entries.len() >= capacity && steps > 0 {
+            steps -= 1;
+            let Some(token) = self.hand.pop_front() else { return };
+            let Some(entry) = self.entries.get(&token) else { continue };
+            if entry.is_unwritten() {
+                if !entry.queued.swap(true, Ordering::Relaxed) {
+                    self.lagging.lock().unwrap_or_else(PoisonError::into_inner).push(token);
+                }
+                self.hand.push_back(token);
+            } else if entry.used.swap(false, Ordering::Relaxed) {
+                self.hand.push_back(token);
+            } else {
+                self.entries.remove(&token);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    const NOW: Timestamp = Timestamp(1_000_000_000);
+
+    fn session(n: u8) -> LiveSession {
+        LiveSession {
+            id: SessionId(Uuid::from_u128(u128::from(n))),
+            user_id: UserId(Uuid::from_u128(1)),
+            role: "user".into(),
+            email: "ana@example.com".into(),
+            email_verified: false,
+            limits: Limits { idle_ms: Some(1_800_000), expires_at: Timestamp(NOW.0 + 86_400_000) },
+            // The same last byte: all in one shard.
+            token: TokenHash([n, n, n, n, n, n, n, n, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        }
+    }
+
+    fn ticket(live: &LiveSessions, token: &TokenHash) -> Ticket {
+        match live.meet(token, NOW, true) {
+            Met::Unknown(ticket) => ticket,
+            other => panic!("not unknown: {other:?}"),
+        }
+    }
+
+    fn with(n: u8) -> (LiveSessions, TokenHash) {
+        let live = LiveSessions::new(1000);
+        let token = session(n).token;
+        assert!(live.admit(ticket(&live, &token), session(n), NOW));
+        (live, token)
+    }
+
+    #[test]
+    fn a_row_read_before_an_ending_does_not_come_in_after_it() {
+        let live = LiveSessions::new(1000);
+        let token = session(1).token;
+        let early = ticket(&live, &token);
+        live.forget(&token);
+        assert!(!live.admit(early, session(1), NOW));
+        assert!(matches!(live.meet(&token, NOW, false), Met::Unknown(_)));
+    }
+
+    #[test]
+    fn what_another_process_may_have_ended_is_read_again_and_keeps_its_newer_last_active() {
+        let (live, token) = with(1);
+        let later = Timestamp(NOW.0 + 10_000);
+        assert!(matches!(live.meet(&token, later, false), Met::Live(_)));
+        live.distrust();
+        let ticket = ticket(&live, &token);
+        assert!(live.admit(ticket, session(1), NOW));
+        assert_eq!(live.last_active(&token), Some(later));
+    }
+
+    #[test]
+    fn a_row_read_before_a_distrust_is_read_once_more() {
+        let live = LiveSessions::new(1000);
+        let token = session(1).token;
+        let early = ticket(&live, &token);
+        live.distrust();
+        assert!(live.admit(early, session(1), NOW));
+        assert!(matches!(live.meet(&token, NOW, false), Met::Unknown(_)));
+    }
+
+    #[test]
+    fn a_passive_request_is_no_activity() {
+        let (live, token) = with(1);
+        assert!(matches!(live.meet(&token, Timestamp(NOW.0 + 5_000), true), Met::Live(_)));
+        assert_eq!(live.last_active(&token), Some(NOW));
+    }
+
+    #[test]
+    fn last_active_never_goes_back() {
+        let (live, token) = with(1);
+        live.meet(&token, Timestamp(NOW.0 + 5_000), false);
+        live.meet(&token, Timestamp(NOW.0 + 1_000), false);
+        assert_eq!(live.last_active(&token), Some(Timestamp(NOW.0 + 5_000)));
+    }
+
+    #[test]
+    fn only_what_lags_too_far_is_taken_and_it_is_taken_once() {
+        let (live, token) = with(1);
+        live.meet(&token, Timestamp(NOW.0 + 53_999), false);
+        assert!(live.take_lagging().is_empty());
+        live.meet(&token, Timestamp(NOW.0 + 54_000), false);
+        live.meet(&token, Timestamp(NOW.0 + 54_001), false);
+        let taken = live.take_lagging();
+        assert_eq!(taken.iter().map(|u| u.last_active.0 - NOW.0).collect::<Vec<_>>(), [54_001]);
+        assert!(live.take_lagging().is_empty());
+        live.not_written(&taken);
+        assert_eq!(live.take_lagging().len(), 1);
+        live.written(&taken);
+        assert!(live.unwritten().is_empty());
+    }
+
+    #[test]
+    fn what_fell_behind_while_being_written_is_queued_again() {
+        let (live, token) = with(1);
+        live.meet(&token, Timestamp(NOW.0 + 60_000), false);
+        let taken = live.take_lagging();
+        live.meet(&token, Timestamp(NOW.0 + 200_000), false);
+        live.written(&taken);
+        assert_eq!(live.take_lagging().len(), 1);
+    }
+
+    #[test]
+    fn a_full_shard_drops_an_entry_at_rest_and_never_an_unwritten_one() {
+        let live = LiveSessions::new(SHARDS); // One entry a shard.
+        for n in [1, 2] {
+            let token = session(n).token;
+            assert!(live.admit(ticket(&live, &token), session(n), NOW));
+        }
+        assert_eq!(live.len(), 1);
+        live.meet(&session(2).token, Timestamp(NOW.0 + 1), false);
+        assert!(live.admit(ticket(&live, &session(3).token), session(3), NOW));
+        assert_eq!(live.last_active(&session(2).token), Some(Timestamp(NOW.0 + 1)));
+        // It was put in line, so that after the next write-back it may go.
+        assert_eq!(live.take_lagging().len(), 1);
+    }
+
+    #[test]
+    fn sessions_that_come_and_go_leave_nothing_behind() {
+        let live = LiveSessions::new(100_000);
+        for _ in 0..10_000 {
+            let token = session(1).token;
+            assert!(live.admit(ticket(&live, &token), session(1), NOW));
+            live.forget(&token);
+        }
+        assert!(live.is_empty());
+        assert!(live.read(&session(1).token).hand.len() < 100);
+    }
+}

@@ -1,0 +1,207 @@
+//! The stack around every route, outermost first, and why each stands where it stands:
+//!
+//! 1. [`answer`]: the request id, the line in the log, the headers that every answer has, a panic turned into `500`. Outermost, so
+//!    that what the others refuse is counted, named and logged too.
+//! 2. [`cross_site::guard`]: before anything is read or looked up.
+//! 3. The router: `404`, `405`.
+//! 4. [`bounded_body`], for each method of each route: size and media type.
+//! 5. [`require_session`](crate::session_extractor::require_session), where a session is needed.
+//! 6. The handler's extractors, in the order of its arguments: permission, query, path, body.
+
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tracing::Instrument;
+
+use crate::app::App;
+use crate::cross_site;
+use crate::error::{self, Blame, Code, Refusal};
+use crate::session_extractor::Session;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const BODY_BYTES: usize = 64 * 1024;
+const BODY_TIME: Duration = Duration::from_secs(30);
+
+/// Puts the stack around the routes. The layer added last is the outermost.
+pub fn stack(routes: Router<App>, app: &App) -> Router<App> {
+    routes.layer(from_fn_with_state(app.clone(), cross_site::guard)).layer(from_fn_with_state(app.clone(), answer))
+}
+
+/// Names the request, runs it, and makes its answer whole.
+async fn answer(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let id = request_id(request.headers(), &app);
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let (method, version) = (request.method().clone(), request.version());
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+
+    let name = id.to_str().unwrap_or_default();
+    // What changes state says so in the log, and that line should name its request; a mere look need not pay for the span.
+    let span = match method {
+        Method::GET | Method::HEAD => tracing::debug_span!("request", id = name),
+        _ => tracing::info_span!("request", id = name),
+    };
+    let mut response = run(request, next).instrument(span.clone()).await;
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED && response.extensions().get::<Code>().is_none() {
+        response = error::method_not_allowed(response.headers_mut().remove(ALLOW));
+    }
+    if response.status() == StatusCode::INTERNAL_SERVER_ERROR {
+        let blame = response.extensions_mut().remove::<Blame>();
+        response = error::internal(Some(name.to_string()));
+        blame.map(|blame| response.extensions_mut().insert(blame));
+    }
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(REQUEST_ID, id.clone());
+    if version < Version::HTTP_2 && app.draining.load(std::sync::atomic::Ordering::Relaxed) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    span.in_scope(|| log(name, &method, route.as_ref(), &response, begun.elapsed()));
+    response
+}
+
+/// Runs the request; a panic costs its own request only.
+async fn run(request: Request, next: Next) -> Response {
+    use futures_util::FutureExt;
+    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(_) => {
+            let mut response = error::internal(None);
+            response.extensions_mut().insert(Blame("a handler panicked".into()));
+            response
+        }
+    }
+}
+
+/// Keeps a well-formed id that came with the request, so that it can be followed through a chain of servers.
+fn request_id(headers: &HeaderMap, app: &App) -> HeaderValue {
+    let mut given = headers.get_all(REQUEST_ID).iter();
+    let well_formed = |id: &&HeaderValue| {
+        let bytes = id.as_bytes();
+        (1..=64).contains(&bytes.len()) && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b))
+    };
+    if let (Some(id), None) = (given.next().filter(well_formed), given.next()) {
+        return id.clone();
+    }
+    let mut hex = [0u8; 24];
+    let random: [u8; 12] = app.request_ids.next();
+    for (i, byte) in random.iter().enumerate() {
+        hex[2 * i] = b"0123456789abcdef"[usize::from(byte >> 4)];
+        hex[2 * i + 1] = b"0123456789abcdef"[usize::from(byte & 15)];
+    }
+    HeaderValue::from_bytes(&hex).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+/// One line per request. No query, no header, no body: a secret cannot get in.
+fn log(id: &str, method: &Method, route: Option<&MatchedPath>, response: &Response, took: Duration) {
+    let status = response.status().as_u16();
+    let route = route.map_or("-", MatchedPath::as_str);
+    let session = response.extensions().get::<Session>();
+    let (user, session) = (session.map(|s| tracing::field::display(s.user_id)), session.map(|s| tracing::field::display(s.id)));
+    let ms = took.as_secs_f64() * 1000.0;
+    let code = response.extensions().get::<Code>().map(|code| code.0);
+    if let Some(Blame(cause)) = response.extensions().get::<Blame>() {
+        tracing::error!(request_id = id, %method, route, status, ms, user, session, cause = &**cause, "fault");
+    } else if status >= 400 {
+        tracing::info!(request_id = id, %method, route, status, ms, user, session, code, "refused");
+    } else {
+        tracing::debug!(request_id = id, %method, route, status, ms, user, session, "answered");
+    }
+}
+
+/// Reads the body whole, at most 64 KiB of JSON within 30 s, before the request goes on.
+pub async fn bounded_body(request: Request, next: Next) -> Response {
+    match read_body(request).await {
+        Ok(request) => next.run(request).await,
+        Err(refusal) => {
+            let mut response = refusal.into_response();
+            // The rest of the body is not worth reading.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response
+        }
+    }
+}
+
+async fn read_body(request: Request) -> Result<Request, Refusal> {
+    let (parts, body) = request.into_parts();
+    if !has_body(&parts.headers, &body) {
+        return Ok(Request::from_parts(parts, Body::empty()));
+    }
+    let declared = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
+    if declared.is_some_and(|bytes| bytes > BODY_BYTES as u64) {
+        return Err(Refusal::BodyTooLarge);
+    }
+    if !is_json(&parts.headers) {
+        return Err(Refusal::UnsupportedMediaType);
+    }
+    let collected = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_BYTES).collect()).await;
+    let body: Bytes = match collected {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => return Err(Refusal::BodyTooLarge),
+        Ok(Err(_)) => return Err(Refusal::MalformedRequest("The body broke off.")),
+        Err(_) => return Err(Refusal::MalformedRequest("The body did not arrive within 30 seconds.")),
+    };
+    Ok(Request::from_parts(parts, Body::from(body)))
+}
+
+fn has_body(headers: &HeaderMap, body: &Body) -> bool {
+    use http_body::Body as _;
+    let declared = headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
+    declared || headers.contains_key(TRANSFER_ENCODING) || !body.is_end_stream()
+}
+
+/// `application/json`, once, as itself or in UTF-8. Anything else could be sent by a form of another site. CSRF-01.
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(media_type), None) = (types.next().and_then(|value| value.to_str().ok()), types.next()) else { return false };
+    let (essence, parameters) = media_type.split_once(';').unwrap_or((media_type, ""));
+    let parameters = parameters.trim();
+    let plain = !headers.contains_key(CONTENT_ENCODING);
+    let utf8 = parameters.is_empty() || ["charset=utf-8", "charset=\"utf-8\""].iter().any(|known| parameters.eq_ignore_ascii_case(known));
+    plain && utf8 && essence.trim().eq_ignore_ascii_case("application/json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(lines: &[&str]) -> bool {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(CONTENT_TYPE, HeaderValue::from_str(line).expect("a header value"));
+        }
+        is_json(&headers)
+    }
+
+    /// CSRF-01.
+    #[test]
+    fn only_json_is_json() {
+        for good in ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/json;charset=\"UTF-8\""] {
+            assert!(json(&[good]), "{good}");
+        }
+        let bad = [
+            "text/plain",
+            "Text/Plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=x",
+            "",
+            "application/jsonx",
+            "application/json;charset=x, text/plain",
+            "application/json, text/plain",
+            "application/problem+json",
+            "application/json; charset=utf-16",
+        ];
+        for bad in bad {
+            assert!(!json(&[bad]), "{bad}");
+        }
+        assert!(!json(&[]) && !json(&["application/json", "text/plain"]));
+    }
+}

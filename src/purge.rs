@@ -1,0 +1,124 @@
+//! What is old enough goes: in small chunks, so that nobody waits for the writer.
+
+use std::time::{Duration, Instant};
+
+use crate::clock::Timestamp;
+use crate::config::Config;
+use crate::db::{Db, Fault, WRITER_SHARE};
+use crate::id::{EventId, floor};
+
+/// Letters that found no way out within a day would only confuse. Those who wait for a mail server give up then.
+const LETTER_RETENTION: Duration = Duration::from_secs(24 * 3600);
+
+/// A kind of row that grows old, and how a chunk of it goes. `?1` is the limit of its age, `?2` the size of the chunk.
+struct Kind {
+    name: &'static str,
+    older_than: fn(&Config) -> Duration,
+    sql: &'static str,
+    by_id: bool,
+}
+
+/// Retired tokens go with their session, by the foreign key.
+const KINDS: [Kind; 6] = [
+    Kind {
+        name: "ended sessions",
+        older_than: |config| config.ended_session_retention,
+        sql: "DELETE FROM device_sessions WHERE id IN (SELECT id FROM device_sessions WHERE ended_at IS NOT NULL AND ended_at < ?1 LIMIT ?2)",
+        by_id: false,
+    },
+    Kind {
+        // Nobody came back with their token, so nobody was told; they have been dead since their deadline.
+        name: "expired sessions",
+        older_than: |config| config.ended_session_retention,
+        sql: "DELETE FROM device_sessions WHERE id IN (SELECT id FROM device_sessions WHERE ended_at IS NULL AND expires_at < ?1 LIMIT ?2)",
+        by_id: false,
+    },
+    Kind {
+        name: "known IPs",
+        older_than: |config| config.known_ip_retention,
+        sql: "DELETE FROM known_ips WHERE (user_id, network) IN (SELECT user_id, network FROM known_ips WHERE last_seen_at < ?1 LIMIT ?2)",
+        by_id: false,
+    },
+    Kind {
+        name: "known devices",
+        older_than: |config| config.known_ip_retention,
+        sql: "DELETE FROM known_devices WHERE (user_id, device_hash) IN
+              (SELECT user_id, device_hash FROM known_devices WHERE last_seen_at < ?1 LIMIT ?2)",
+        by_id: false,
+    },
+    Kind {
+        // UUIDv7: the id says when, so the primary key is the index.
+        name: "events",
+        older_than: |config| config.event_retention,
+        sql: "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE id < ?1 LIMIT ?2)",
+        by_id: true,
+    },
+    Kind {
+        name: "letters",
+        older_than: |_| LETTER_RETENTION,
+        sql: "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE due_at < ?1 LIMIT ?2)",
+        by_id: false,
+    },
+];
+
+/// How many rows of each kind went.
+pub type Purged = Vec<(&'static str, u64)>;
+
+/// Deletes everything that is older than its retention. `progress` hears the kind and the count so far after each chunk.
+pub async fn purge(db: &Db, config: &Config, now: Timestamp, mut progress: impl FnMut(&'static str, u64)) -> Result<Purged, Fault> {
+    let mut purged = Vec::new();
+    for kind in KINDS {
+        let limit = now.minus((kind.older_than)(config));
+        let (mut gone, mut chunk) = (0, FIRST_CHUNK);
+        loop {
+            let begun = Instant::now();
+            let deleted = delete(db, &kind, limit, chunk).await?;
+            gone += deleted;
+            progress(kind.name, gone);
+            if deleted < chunk as u64 {
+                break;
+            }
+            chunk = next_chunk(chunk, begun.elapsed());
+        }
+        purged.push((kind.name, gone));
+    }
+    Ok(purged)
+}
+
+const FIRST_CHUNK: i64 = 100;
+const MOST: i64 = 2000;
+
+/// Half of the time that background work may hold the writer is aimed at: a disk is not always as fast as it just was.
+fn next_chunk(chunk: i64, took: Duration) -> i64 {
+    if took > WRITER_SHARE / 2 {
+        (chunk / 2).max(1)
+    } else if took < WRITER_SHARE / 8 {
+        (chunk * 2).min(MOST)
+    } else {
+        chunk
+    }
+}
+
+async fn delete(db: &Db, kind: &Kind, limit: Timestamp, chunk: i64) -> Result<u64, Fault> {
+    let (sql, by_id) = (kind.sql, kind.by_id);
+    // Losing the newest of these in a power cut only means to delete them again.
+    db.write_relaxed(move |tx| match by_id {
+        true => tx.run(sql, (EventId(floor(limit)), chunk)),
+        false => tx.run(sql, (limit, chunk)),
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_shrink_when_the_writer_is_held_too_long_and_grow_when_it_is_not() {
+        assert_eq!(next_chunk(100, Duration::from_millis(30)), 50);
+        assert_eq!(next_chunk(1, Duration::from_millis(500)), 1);
+        assert_eq!(next_chunk(100, Duration::from_millis(10)), 100);
+        assert_eq!(next_chunk(100, Duration::from_millis(1)), 200);
+        assert_eq!(next_chunk(2000, Duration::from_millis(1)), 2000);
+    }
+}

@@ -1,0 +1,70 @@
+//! Every route on one page: open ones, those that need a session, those for administrators.
+
+use axum::middleware::from_fn_with_state;
+use axum::{Router, middleware as axum_middleware};
+use utoipa::OpenApi;
+use utoipa::openapi::OpenApi as Document;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
+use utoipa_axum::routes;
+
+use crate::account::{login, logout, me, password_change, signup};
+use crate::app::App;
+use crate::error::Refusal;
+use crate::{admin, device_sessions, forward_auth, health, middleware, openapi, session_extractor};
+
+/// Builds the service: the routes, and the stack around them.
+pub fn router(app: App) -> Router {
+    let (routes, mut document) = routes(&app).split_for_parts();
+    openapi::complete(&mut document, &app.config);
+    let routes = routes.route(openapi::PATH, openapi::route(&document));
+    let mounted = match app.config.base_path.as_str() {
+        "" => routes,
+        base => Router::new().nest(base, routes),
+    };
+    middleware::stack(mounted.fallback(|| async { Refusal::NotFound }), &app).with_state(app)
+}
+
+/// The document that `GET /openapi.json` serves.
+pub fn document(app: &App) -> Document {
+    let mut document = routes(app).into_openapi();
+    openapi::complete(&mut document, &app.config);
+    document
+}
+
+fn routes(app: &App) -> OpenApiRouter<App> {
+    let open = |route: UtoipaMethodRouter<App>| bounded(route);
+    let signed_in = |route: UtoipaMethodRouter<App>| bounded(checked(route, app));
+    // What needs the role admin says so in its handler's type.
+    let admin = signed_in;
+
+    OpenApiRouter::with_openapi(openapi::Description::openapi())
+        .routes(open(routes!(signup::sign_up)))
+        .routes(open(routes!(login::log_in)))
+        .routes(open(routes!(logout::log_out)))
+        .routes(open(routes!(health::live)))
+        .routes(open(routes!(health::ready)))
+        .routes(signed_in(routes!(forward_auth::check)))
+        .routes(signed_in(routes!(me::show, me::rename)))
+        .routes(signed_in(routes!(me::activity)))
+        .routes(signed_in(routes!(password_change::change)))
+        .routes(signed_in(routes!(device_sessions::list, device_sessions::end_others)))
+        .routes(signed_in(routes!(device_sessions::end_one)))
+        .routes(admin(routes!(admin::list_users)))
+        .routes(admin(routes!(admin::show_user)))
+        .routes(admin(routes!(admin::put_role)))
+        .routes(admin(routes!(admin::disable_user)))
+        .routes(admin(routes!(admin::enable_user)))
+        .routes(admin(routes!(admin::list_sessions, admin::end_sessions)))
+        .routes(admin(routes!(admin::end_session)))
+        .routes(admin(routes!(admin::list_events)))
+}
+
+/// Needs a session. The check runs for the route's own methods only: another method is `405` to everybody.
+fn checked((schemas, paths, route): UtoipaMethodRouter<App>, app: &App) -> UtoipaMethodRouter<App> {
+    (schemas, paths, route.route_layer(from_fn_with_state(app.clone(), session_extractor::require_session)))
+}
+
+/// Reads the body within its bounds, before anybody asks who sends it.
+fn bounded((schemas, paths, route): UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
+    (schemas, paths, route.route_layer(axum_middleware::from_fn(middleware::bounded_body)))
+}

@@ -1,0 +1,100 @@
+//! "Shown once" and "stored" are different types, and neither can be printed.
+//!
+//! A [`Token`] is the secret that a cookie carries: 256 bits from the operating system. The database and the memory
+//! hold only its [`TokenHash`]. A token is found by looking its hash up, never by comparing secrets byte by byte, so
+//! nothing about it leaks through time; and SHA-256 without a salt is enough, since there is nothing to guess.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest, Sha256};
+
+use crate::chance::Chance;
+
+/// A bearer secret in clear. It exists between its minting and its `Set-Cookie`, and between `Cookie` and its hash.
+#[derive(Clone)]
+pub struct Token([u8; 32]);
+
+impl Token {
+    /// Length of the written form: 32 bytes in base64url without padding.
+    const WRITTEN: usize = 43;
+
+    /// Draws a new one.
+    pub fn mint(chance: &Chance) -> Self {
+        Token(chance.bytes())
+    }
+
+    /// Reads the written form. Strict: one spelling per token, so a truncated, padded or re-encoded one is none.
+    pub fn read(text: &str) -> Option<Self> {
+        if text.len() != Self::WRITTEN {
+            return None;
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        bytes.try_into().ok().map(Token)
+    }
+
+    /// Writes it for a cookie. The only way out.
+    pub fn reveal(&self) -> String {
+        URL_SAFE_NO_PAD.encode(self.0)
+    }
+
+    /// What is stored and looked up.
+    pub fn hash(&self) -> TokenHash {
+        TokenHash(Sha256::digest(self.0).into())
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.0);
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// SHA-256 of a token. Useless as a cookie, but still not for logs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TokenHash(pub [u8; 32]);
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenHash(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_survives_writing_and_reading() {
+        let token = Token::mint(&Chance::seeded(1));
+        let read = Token::read(&token.reveal()).map(|t| t.hash());
+        assert_eq!(read, Some(token.hash()));
+    }
+
+    /// COOK-04: other spellings of a token are not the token.
+    #[test]
+    fn no_other_spelling_is_read() {
+        let written = Token::mint(&Chance::seeded(2)).reveal();
+        let cut = &written[..42];
+        // The last character carries two bits that must be zero.
+        let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        let readable = alphabet.chars().filter(|c| Token::read(&format!("{cut}{c}")).is_some()).count();
+        assert_eq!(readable, 16);
+        for odd in [cut.to_string(), format!("{written}="), format!("{written}A"), format!(" {written}"), format!("\"{written}\"")] {
+            assert!(Token::read(&odd).is_none());
+        }
+    }
+
+    #[test]
+    fn secrets_do_not_print() {
+        let token = Token::mint(&Chance::seeded(3));
+        assert_eq!(format!("{token:?} {:?}", token.hash()), "Token(…) TokenHash(…)");
+    }
+}

@@ -1,0 +1,180 @@
+//! The server loop: listening, cutting slow clients, and stopping without losing anything.
+//!
+//! A stop goes in this order: no new connections; what runs is finished, while connections that are already open hear `503`
+//! from `/health/ready`; the open connections are closed; what is unwritten is written. Nothing that was acknowledged depends
+//! on any of it: `kill -9` at any line loses at most a little of last-active, which makes idle come early.
+
+mod pace;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::extract::connect_info::Connected;
+use axum_server::{AddrListener, Address, Handle};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::app::App;
+use crate::background;
+use crate::client::Peer;
+use crate::router::router;
+use pace::{Paced, Serving};
+
+/// How long a connection may take to close once nothing runs on it any more.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Serves until `stop` resolves, then finishes what runs.
+///
+/// # Errors
+/// A listening address that cannot be used, in one line.
+pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> + Send) -> io::Result<()> {
+    let (closing, closed) = watch::channel(false);
+    let serving = Serving::default();
+    let handle = Handle::new();
+    let gate = Gate { sockets: Mutex::new(listener.0.into_iter().map(Arc::new).collect()), closed };
+    let mut server = axum_server::Server::<Remote>::from_listener(gate).handle(handle.clone()).acceptor(Paced::new(serving.clone()));
+    // The time for the headers is kept by `pace`, which knows an idle connection from a slow one; hyper's timer does not.
+    server.http_builder().http2().max_concurrent_streams(100).max_header_list_size(32 * 1024).max_pending_accept_reset_streams(20);
+    server.http_builder().http1().max_buf_size(64 * 1024);
+
+    let mut background = background::start(&app);
+    let service = router(app.clone()).into_make_service_with_connect_info::<Peer>();
+    let server = tokio::spawn(server.serve(service));
+
+    stop.await;
+    tracing::info!("stopping: no new connections, finishing what runs");
+    app.draining.store(true, Ordering::Relaxed);
+    let _ = closing.send(true);
+    if tokio::time::timeout(app.config.shutdown_grace, serving.idle()).await.is_err() {
+        tracing::warn!(grace = ?app.config.shutdown_grace, "some requests did not finish in time");
+    }
+    handle.graceful_shutdown(Some(GOODBYE));
+    let served = server.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+    background.abort_all();
+    match background::write_back_all(&app).await {
+        Ok(()) => tracing::info!("stopped"),
+        Err(fault) => tracing::error!(error = %fault, "stopped, but the newest last-active times could not be written: idle may come early"),
+    }
+    served
+}
+
+/// Sockets that listen.
+pub struct Listener(Vec<TcpListener>);
+
+impl Listener {
+    /// Listens on every address that `host:port` resolves to. Port 0 takes a free one, the same for all.
+    ///
+    /// # Errors
+    /// No address can be had, or one of them is in use.
+    pub async fn bind(listen_addr: &str) -> io::Result<Self> {
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("LISTEN_ADDR {listen_addr}: {}", reason_of(&e)));
+        let mut listeners: Vec<TcpListener> = Vec::new();
+        let mut missing = None;
+        for mut address in tokio::net::lookup_host(listen_addr).await.map_err(named)? {
+            if let (0, Some(first)) = (address.port(), listeners.first()) {
+                address.set_port(first.local_addr()?.port());
+            }
+            match TcpListener::bind(address).await {
+                Ok(listener) => listeners.push(listener),
+                // A machine without IPv6 still resolves localhost to ::1.
+                Err(e) if matches!(e.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported) || e.raw_os_error() == Some(97) => missing = Some(e),
+                Err(e) => return Err(named(e)),
+            }
+        }
+        match (listeners.is_empty(), missing) {
+            (false, _) => Ok(Listener(listeners)),
+            (true, Some(e)) => Err(named(e)),
+            (true, None) => Err(named(io::Error::new(io::ErrorKind::NotFound, "it resolves to nothing"))),
+        }
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.0.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+}
+
+fn reason_of(e: &io::Error) -> String {
+    match e.kind() {
+        io::ErrorKind::AddrInUse => "another program listens there already; stop it or choose another port".into(),
+        io::ErrorKind::PermissionDenied => "this user may not listen on that port".into(),
+        _ => e.to_string(),
+    }
+}
+
+/// The sockets, until they are closed: from then on the system refuses new connections.
+struct Gate {
+    sockets: Mutex<Vec<Arc<TcpListener>>>,
+    closed: watch::Receiver<bool>,
+}
+
+impl Gate {
+    fn sockets(&self) -> Vec<Arc<TcpListener>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn close(&self) {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl AddrListener<TcpStream, Remote> for Gate {
+    async fn bind_to(remote: Remote) -> io::Result<Self> {
+        let (_, closed) = watch::channel(false);
+        Ok(Gate { sockets: Mutex::new(vec![Arc::new(TcpListener::bind(remote.0).await?)]), closed })
+    }
+
+    async fn accept_stream(&self) -> io::Result<(TcpStream, Remote)> {
+        let sockets = self.sockets();
+        let mut closed = self.closed.clone();
+        tokio::select! {
+            biased;
+            _ = async { drop(closed.wait_for(|closed| *closed).await) } => {
+                drop(sockets);
+                self.close();
+                // The server stops asking once its connections are told to end.
+                std::future::pending().await
+            }
+            accepted = accept_any(&sockets) => accepted,
+        }
+    }
+
+    fn get_local_addr(&self) -> io::Result<Remote> {
+        let first = self.sockets().first().cloned().ok_or(io::ErrorKind::NotConnected)?;
+        first.local_addr().map(Remote)
+    }
+}
+
+async fn accept_any(sockets: &[Arc<TcpListener>]) -> io::Result<(TcpStream, Remote)> {
+    let (stream, remote) = std::future::poll_fn(|cx| {
+        for socket in sockets {
+            if let Poll::Ready(accepted) = socket.poll_accept(cx) {
+                return Poll::Ready(accepted);
+            }
+        }
+        Poll::Pending
+    })
+    .await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, Remote(remote)))
+}
+
+/// The address of a connection's other end.
+#[derive(Clone)]
+struct Remote(SocketAddr);
+
+impl Address for Remote {
+    type Stream = TcpStream;
+    type Listener = Gate;
+}
+
+impl Connected<Remote> for Peer {
+    fn connect_info(remote: Remote) -> Self {
+        Peer(remote.0)
+    }
+}

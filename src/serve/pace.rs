@@ -1,0 +1,343 @@
+//! Slow clients are cut: 10 s for the headers, 60 s of silence on a kept connection. The 30 s for a body are the
+//! middleware's, which knows when one begins.
+//!
+//! Hyper's own header timer starts as soon as a connection is idle, so it cannot tell a kept connection from a slow one. This
+//! stream can: it knows from the service beside it whether a request is running, and sees when the first byte of the next one
+//! arrives. It only ever ends a read or a write with `TimedOut`; hyper closes the connection.
+
+use std::future::{Future, Ready, ready};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready as poll_ready};
+use std::time::Duration;
+
+use axum::http::Request;
+use axum_server::accept::Accept;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep};
+use tower::Service;
+
+const HEADERS: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// How many requests run, on all connections.
+#[derive(Clone, Default)]
+pub(super) struct Serving(Arc<All>);
+
+#[derive(Default)]
+struct All {
+    running: AtomicUsize,
+    none: Notify,
+}
+
+impl Serving {
+    /// Resolves when no request runs.
+    pub(super) async fn idle(&self) {
+        loop {
+            let none = self.0.none.notified();
+            if self.0.running.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            none.await;
+        }
+    }
+}
+
+/// Puts the pace on every connection.
+#[derive(Clone)]
+pub(super) struct Paced {
+    serving: Serving,
+}
+
+impl Paced {
+    pub(super) fn new(serving: Serving) -> Self {
+        Paced { serving }
+    }
+}
+
+impl<I, S> Accept<I, S> for Paced {
+    type Stream = PacedStream<I>;
+    type Service = PacedService<S>;
+    type Future = Ready<io::Result<(Self::Stream, Self::Service)>>;
+
+    fn accept(&self, stream: I, service: S) -> Self::Future {
+        let running = Arc::new(AtomicUsize::new(0));
+        let deadline = Instant::now() + HEADERS;
+        let stream = PacedStream {
+            inner: stream,
+            running: running.clone(),
+            phase: Phase::Headers,
+            http2: None,
+            deadline,
+            write_deadline: None,
+            armed: deadline,
+            timer: Box::pin(tokio::time::sleep_until(deadline)),
+        };
+        ready(Ok((stream, PacedService { inner: service, running, serving: self.serving.clone() })))
+    }
+}
+
+/// Counts the requests that run on a connection.
+#[derive(Clone)]
+pub(super) struct PacedService<S> {
+    inner: S,
+    running: Arc<AtomicUsize>,
+    serving: Serving,
+}
+
+struct Running(Arc<AtomicUsize>, Serving);
+
+impl Running {
+    fn begin(on: &Arc<AtomicUsize>, serving: &Serving) -> Self {
+        on.fetch_add(1, Ordering::SeqCst);
+        serving.0.running.fetch_add(1, Ordering::SeqCst);
+        Running(on.clone(), serving.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+        if self.1.0.running.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.1.0.none.notify_waiters();
+        }
+    }
+}
+
+impl<S, B> Service<Request<B>> for PacedService<S>
+where
+    S: Service<Request<B>>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let running = Running::begin(&self.running, &self.serving);
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            drop(running);
+            answer
+        })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing has arrived since the last answer.
+    Silent,
+    /// A request has begun to arrive.
+    Headers,
+    /// A request is running: its time is the handler's.
+    Running,
+}
+
+/// A connection with deadlines.
+pub(super) struct PacedStream<I> {
+    inner: I,
+    running: Arc<AtomicUsize>,
+    phase: Phase,
+    /// Unknown until the first byte. Frames of HTTP/2 say nothing about requests, so there only silence counts.
+    http2: Option<bool>,
+    deadline: Instant,
+    write_deadline: Option<Instant>,
+    /// When the timer will ring. It is set late and seldom: most requests arrive in one piece and never wait for it.
+    armed: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl<I> PacedStream<I> {
+    /// Waits for the deadline; resolves only when it has passed.
+    fn poll_deadline(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if self.armed > deadline {
+            self.arm(deadline);
+        }
+        loop {
+            poll_ready!(self.timer.as_mut().poll(cx));
+            if Instant::now() >= deadline {
+                return Poll::Ready(io::ErrorKind::TimedOut.into());
+            }
+            self.arm(deadline);
+        }
+    }
+
+    fn arm(&mut self, deadline: Instant) {
+        self.timer.as_mut().reset(deadline);
+        self.armed = deadline;
+    }
+
+    fn note_arrival(&mut self, first: u8) {
+        // The preface of HTTP/2 is the one "request" that begins with "PRI".
+        let http2 = *self.http2.get_or_insert(first == b'P');
+        if self.phase == Phase::Silent && !http2 {
+            self.phase = Phase::Headers;
+            self.deadline = Instant::now() + HEADERS;
+        }
+    }
+
+    fn poll_written<T>(&mut self, written: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write_deadline = None;
+            return written;
+        }
+        let deadline = *self.write_deadline.get_or_insert_with(|| Instant::now() + SILENCE);
+        self.poll_deadline(deadline, cx).map(Err)
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for PacedStream<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.running.load(Ordering::SeqCst) > 0 {
+            this.phase = Phase::Running;
+            return Pin::new(&mut this.inner).poll_read(cx, buffer);
+        }
+        if this.phase == Phase::Running {
+            this.phase = Phase::Silent;
+            this.deadline = Instant::now() + SILENCE;
+        }
+        let before = buffer.filled().len();
+        if let Poll::Ready(read) = Pin::new(&mut this.inner).poll_read(cx, buffer) {
+            if let Some(first) = buffer.filled().get(before) {
+                this.note_arrival(*first);
+            }
+            return Poll::Ready(read);
+        }
+        let deadline = this.deadline;
+        this.poll_deadline(deadline, cx).map(Err)
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for PacedStream<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.poll_written(written, cx)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
+        self.poll_written(written, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        self.poll_written(flushed, cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.poll_written(shut, cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    /// What happens to a connection on which the client does this, on tokio's stopped clock.
+    struct Line {
+        client: DuplexStream,
+        server: PacedStream<DuplexStream>,
+        serving: Serving,
+    }
+
+    impl Line {
+        fn open() -> Self {
+            let (client, server) = tokio::io::duplex(16);
+            let serving = Serving::default();
+            let (server, _) = Paced::new(serving.clone()).accept(server, ()).into_inner().expect("accepts");
+            Line { client, server, serving }
+        }
+
+        /// Reads one byte, and says how many seconds it took.
+        async fn read(&mut self) -> (Result<u8, io::ErrorKind>, u64) {
+            let begun = Instant::now();
+            let read = self.server.read_u8().await.map_err(|e| e.kind());
+            (read, begun.elapsed().as_secs())
+        }
+
+        /// Runs a request: hyper asks for more while it runs.
+        async fn run_a_request(&mut self, took: Duration) {
+            let running = Running::begin(&self.server.running, &self.serving);
+            assert!(tokio::time::timeout(took, self.server.read_u8()).await.is_err());
+            drop(running);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn headers_that_do_not_come_in_ten_seconds_are_cut() {
+        let mut line = Line::open();
+        assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 10));
+        // SLOW-01: a byte now and then does not help.
+        let mut line = Line::open();
+        for _ in 0..9 {
+            line.client.write_u8(b'G').await.expect("room");
+            assert_eq!(line.read().await.0, Ok(b'G'));
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kept_connection_may_be_silent_for_a_minute() {
+        let mut line = Line::open();
+        line.client.write_u8(b'G').await.expect("room");
+        line.read().await.0.expect("a byte");
+        line.run_a_request(Duration::from_secs(30)).await;
+        assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_request_has_ten_seconds_from_its_first_byte() {
+        let mut line = Line::open();
+        line.run_a_request(Duration::from_secs(1)).await;
+        assert!(tokio::time::timeout(Duration::from_secs(40), line.server.read_u8()).await.is_err());
+        line.client.write_u8(b'G').await.expect("room");
+        assert_eq!(line.read().await.0, Ok(b'G'));
+        assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_of_http2_do_not_start_the_clock_of_a_request() {
+        let mut line = Line::open();
+        line.client.write_u8(b'P').await.expect("room");
+        assert_eq!(line.read().await.0, Ok(b'P'));
+        line.run_a_request(Duration::from_secs(1)).await;
+        tokio::task::yield_now().await;
+        line.client.write_u8(0).await.expect("room");
+        assert_eq!(line.read().await.0, Ok(0));
+        assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_is_cut_after_a_minute() {
+        let mut line = Line::open();
+        let begun = Instant::now();
+        let written = line.server.write_all(&[0; 64]).await;
+        assert_eq!(written.map_err(|e| e.kind()), Err(io::ErrorKind::TimedOut));
+        assert_eq!(begun.elapsed().as_secs(), 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn draining_waits_for_what_runs() {
+        let line = Line::open();
+        let running = Running::begin(&line.server.running, &line.serving);
+        assert!(tokio::time::timeout(Duration::from_secs(5), line.serving.idle()).await.is_err());
+        drop(running);
+        line.serving.idle().await;
+    }
+}
