@@ -127,6 +127,12 @@ impl Arrival {
             remember,
         }
     }
+
+    /// Where it comes from, for the record of what comes of it.
+    fn scene(&self, user: Option<UserId>) -> Scene {
+        let scene = user.map_or_else(Scene::default, Scene::to);
+        scene.from(self.client.ip).with(&self.device.name)
+    }
 }
 
 /// A session that has just been opened, with the secrets for its cookies.

@@ -7,7 +7,6 @@
 
 use serde_json::{Value, json};
 
-use crate::client::Client;
 use crate::clock::Timestamp;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::{DeviceSession, EndReason};
@@ -186,14 +185,15 @@ impl Scene {
         Scene { user: Some(session.user_id), session: Some(session.id), ip: Some(session.ip.clone()), device_name: Some(session.device_name.clone()) }
     }
 
-    /// Somewhere out there; the account is named only if there is one.
-    pub fn at(client: &Client, user: Option<UserId>) -> Self {
-        Scene { user, session: None, ip: Some(client.ip.to_string()), device_name: Some(client.device().name) }
-    }
-
     /// Done to an account from elsewhere.
     pub fn to(user: UserId) -> Self {
         Scene { user: Some(user), ..Scene::default() }
+    }
+
+    /// Concerning this account.
+    pub fn whose(mut self, user: UserId) -> Self {
+        self.user = Some(user);
+        self
     }
 
     /// About this session, without claiming that it was done there.

@@ -46,10 +46,10 @@ async fn answer(State(app): State<App>, mut request: Request, next: Next) -> Res
     let name = id.to_str().unwrap_or_default();
     // What changes state says so in the log, and that line should name its request; a mere look need not pay for the span.
     let span = match method {
-        Method::GET | Method::HEAD => tracing::debug_span!("request", id = name),
-        _ => tracing::info_span!("request", id = name),
+        Method::GET | Method::HEAD => tracing::debug_span!("request", request_id = name),
+        _ => tracing::info_span!("request", request_id = name),
     };
-    let mut response = run(request, next).instrument(span.clone()).await;
+    let mut response = run(request, next).instrument(span).await;
     if response.status() == StatusCode::METHOD_NOT_ALLOWED && response.extensions().get::<Code>().is_none() {
         response = error::method_not_allowed(response.headers_mut().remove(ALLOW));
     }
@@ -64,7 +64,7 @@ async fn answer(State(app): State<App>, mut request: Request, next: Next) -> Res
     if version < Version::HTTP_2 && app.draining.load(std::sync::atomic::Ordering::Relaxed) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    span.in_scope(|| log(name, &method, route.as_ref(), &response, begun.elapsed()));
+    log(name, &method, route.as_ref(), &response, begun.elapsed());
     response
 }
 
@@ -106,7 +106,7 @@ fn log(id: &str, method: &Method, route: Option<&MatchedPath>, response: &Respon
     let route = route.map_or("-", MatchedPath::as_str);
     let session = response.extensions().get::<Session>();
     let (user, session) = (session.map(|s| tracing::field::display(s.user_id)), session.map(|s| tracing::field::display(s.id)));
-    let ms = took.as_secs_f64() * 1000.0;
+    let ms = took.as_micros() as f64 / 1000.0;
     let code = response.extensions().get::<Code>().map(|code| code.0);
     if let Some(Blame(cause)) = response.extensions().get::<Blame>() {
         tracing::error!(request_id = id, %method, route, status, ms, user, session, cause = &**cause, "fault");

@@ -16,7 +16,7 @@ use crate::client::Client;
 use crate::config::Config;
 use crate::db::{Fault, Tx};
 use crate::error::{Error, Problem, Refusal};
-use crate::event::{Event, Scene, record};
+use crate::event::{Event, record};
 use crate::factor::password::{Password, PasswordHash};
 use crate::form::{Form, FromForm, Json, NoQuery, Query};
 
@@ -93,8 +93,7 @@ fn decide(tx: &mut Tx, proof: &Proof, arrival: &Arrival, config: &Config) -> Res
         Some(user) if proof.fits && !user.disabled && user.security_version == proof.version => user,
         other => {
             let (id, disabled) = other.map_or((None, false), |user| (Some(user.view.id), user.disabled));
-            let scene = Scene::at(&arrival.client, id).with(&arrival.device.name);
-            record(tx, scene, Event::SignInFailed { disabled: disabled && proof.fits })?;
+            record(tx, arrival.scene(id), Event::SignInFailed { disabled: disabled && proof.fits })?;
             return Ok(None);
         }
     };

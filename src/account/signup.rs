@@ -10,7 +10,7 @@ use axum::response::Response;
 use utoipa::ToSchema;
 
 use super::email::Email;
-use super::{Arrival, SignedInView, User, UserView, by_email};
+use super::{Arrival, SignIn, SignedInView, User, UserView, by_email};
 use crate::app::App;
 use crate::client::Client;
 use crate::db::{Fault, Tx};
@@ -31,7 +31,10 @@ pub async fn sign_up(
     Query(NoQuery): Query<NoQuery>,
     Json(ask): Json<SignUp>,
 ) -> Result<Response, Error> {
-    let NewAccount { email, password, name } = ask.judged(app.config.password_min_length)?;
+    let SignUp { email, password, name } = ask;
+    if let Some(weakness) = password.weakness(app.config.password_min_length, Some(&email)) {
+        return Err(weak("password", weakness));
+    }
     // Refused before the hash: what is taken need not cost 17 ms.
     let wanted = email.clone();
     if app.db.glance(move |tx| by_email(tx, &wanted)).await?.is_some() {
@@ -40,16 +43,15 @@ pub async fn sign_up(
     let hash = app.hasher.hash(client.ip, password, app.db.chance()).await?;
 
     let arrival = Arrival::of(&app, client, &headers, false);
+    let account = NewAccount { email, hash, name, role: app.config.roles[0].clone() };
     let own = app.clone();
     let signed_in = app
         .db
-        .write(move |tx| {
-            let role = &own.config.roles[0];
-            let Some(user) = open_account(tx, &email, &hash, &name, role, By::User)? else { return Ok(None) };
-            super::sign_in(tx, user, &arrival, &own.config).map(Some)
+        .write(move |tx| -> Result<Option<SignIn>, Error> {
+            let Some(user) = open_account(tx, &account, By::User, arrival.scene(None))? else { return Ok(None) };
+            Ok(Some(super::sign_in(tx, user, &arrival, &own.config)?))
         })
-        .await
-        .map_err(|fault: Fault| Error::from(fault))?;
+        .await?;
     match signed_in {
         Some(signed_in) => Ok(signed_in.answer(StatusCode::CREATED, &app)),
         None => Err(Refusal::EmailTaken.into()),
@@ -58,7 +60,6 @@ pub async fn sign_up(
 
 /// What a sign-up sends.
 #[derive(ToSchema)]
-#[allow(dead_code)] // The schema is read from the types of the contract; the fields below are what is kept.
 pub struct SignUp {
     /// One plain address, at most 254 bytes.
     #[schema(value_type = String, format = Email, example = "ada@example.com")]
@@ -75,26 +76,6 @@ impl FromForm for SignUp {
     fn take(form: &mut Form) -> Option<Self> {
         let (email, password, name) = (Email::take(form, "email"), Password::take(form, "password"), take_optional_name(form));
         Some(SignUp { email: email?, password: password?, name: name? })
-    }
-}
-
-/// An account that keeps the rules.
-pub struct NewAccount {
-    /// Its address.
-    pub email: Email,
-    /// Its password, judged.
-    pub password: Password,
-    /// What to call its owner; may be empty.
-    pub name: String,
-}
-
-impl SignUp {
-    fn judged(self, min_length: usize) -> Result<NewAccount, Error> {
-        let SignUp { email, password, name } = self;
-        match password.weakness(min_length, Some(&email)) {
-            Some(weakness) => Err(weak("password", weakness)),
-            None => Ok(NewAccount { email, password, name }),
-        }
     }
 }
 
@@ -131,19 +112,31 @@ fn take_optional_name(form: &mut Form) -> Option<String> {
     if form.has("name") { take_name(form) } else { Some(String::new()) }
 }
 
-/// Opens an account; `None` when the address has one.
-pub fn open_account(tx: &mut Tx, email: &Email, hash: &PasswordHash, name: &str, role: &str, by: By) -> Result<Option<User>, Fault> {
-    let (id, now) = (UserId(tx.next_id()), tx.now());
+/// An account that is to be opened. Its password was judged before it was hashed.
+pub struct NewAccount {
+    /// Its address.
+    pub email: Email,
+    /// Its password's hash.
+    pub hash: PasswordHash,
+    /// What to call its owner; may be empty.
+    pub name: String,
+    /// One of `ROLES`.
+    pub role: String,
+}
+
+/// Opens an account; `None` when the address has one. Whoever has the command line vouches for the address.
+pub fn open_account(tx: &mut Tx, new: &NewAccount, by: By, scene: Scene) -> Result<Option<User>, Fault> {
+    let (id, now, verified) = (UserId(tx.next_id()), tx.now(), by == By::Cli);
+    let NewAccount { email, hash, name, role } = new;
     let made = tx.run(
         "INSERT INTO users (id, email, email_canonical, email_verified, name, role, password_hash, security_version, created_at)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?8) ON CONFLICT (email_canonical) DO NOTHING",
-        // Whoever has the command line vouches for the address.
-        vec![id.into(), email.shown().into(), email.canonical().into(), (by == By::Cli).into(), name.into(), role.into(), hash.as_str().into(), now.into()],
+        (id, email.shown(), email.canonical(), verified, name, role, hash.as_str(), now),
     )?;
     if made == 0 {
         return Ok(None);
     }
-    record(tx, Scene::to(id), Event::SignedUp { by })?;
-    let view = UserView { id, email: email.shown().into(), email_verified: by == By::Cli, name: name.into(), role: role.into(), created_at: now };
+    record(tx, scene.whose(id), Event::SignedUp { by })?;
+    let view = UserView { id, email: email.shown().into(), email_verified: verified, name: name.clone(), role: role.clone(), created_at: now };
     Ok(Some(User { view, disabled: false, password: Some(hash.clone()), security_version: 0, has_signed_in: false }))
 }

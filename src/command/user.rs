@@ -10,7 +10,7 @@ use super::{Failure, Who, find};
 use crate::account::User;
 use crate::account::email::Email;
 use crate::account::password_change::set_password;
-use crate::account::signup::{name_fault, open_account};
+use crate::account::signup::{NewAccount, name_fault, open_account};
 use crate::admin::{self, AdminUserView};
 use crate::app::App;
 use crate::device_sessions::revoke_all;
@@ -116,10 +116,9 @@ async fn create(app: &App, email: &str, role: Option<String>, name: String, pass
         return Err(Failure::Failed(format!("name: {message}")));
     }
     let hash = new_password(app, password, Some(&email)).await?;
-    let user = app
-        .db
-        .write(move |tx| -> Result<User, Error> { open_account(tx, &email, &hash, &name, &role, By::Cli)?.ok_or_else(|| Refusal::EmailTaken.into()) })
-        .await?;
+    let account = NewAccount { email, hash, name, role };
+    let opened = app.db.write(move |tx| -> Result<_, Error> { Ok(open_account(tx, &account, By::Cli, Scene::default())?) }).await?;
+    let user = opened.ok_or(Error::Refused(Refusal::EmailTaken))?;
     show(user, 0, json)
 }
 

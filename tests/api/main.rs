@@ -1,0 +1,17 @@
+//! The contract, as sentences. One binary; the stage and its actors are in `stage.rs`.
+
+mod stage;
+
+mod account;
+mod admin;
+mod cross_site;
+mod every_route;
+mod life_cycle;
+mod new_sign_in;
+mod program;
+mod races;
+mod requests;
+mod rotation;
+mod sessions;
+mod timeouts;
+mod wire;

@@ -1,0 +1,347 @@
+//! The stage: a whole server on a database of its own, a clock that tests move, and the actors.
+//!
+//! `ana`, `ben` and `admin` are browsers: each has its own cookies, address and user agent. Requests go through the whole
+//! stack, from the outermost layer in; only the socket is left out (`wire.rs` has that).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::{HeaderMap, Method, Request, StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tower::ServiceExt;
+
+use holdfast::app::App;
+use holdfast::background;
+use holdfast::chance::Chance;
+use holdfast::client::Peer;
+use holdfast::clock::{Clock, Timestamp};
+use holdfast::config::{Config, Variables};
+use holdfast::router::router;
+
+/// 2026-11-23T06:36:08.123Z.
+pub const START: Timestamp = Timestamp(1_795_415_768_123);
+/// The default idle timeout.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// The default absolute timeout.
+pub const ABSOLUTE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// The smallest step of time.
+pub const TICK: Duration = Duration::from_millis(1);
+
+pub const CHROME: &str = "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36";
+pub const IPHONE: &str =
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.6 Mobile/15E148 Safari/604.1";
+
+/// The password of an actor.
+pub fn password_of(name: &str) -> String {
+    format!("{name} has a good password")
+}
+
+/// The address of an actor.
+pub fn email_of(name: &str) -> String {
+    format!("{name}@example.com")
+}
+
+/// A server and its database.
+pub struct Stage {
+    pub app: App,
+    pub clock: Clock,
+    router: Router,
+    settings: Vec<(String, String)>,
+    folder: TempDir,
+}
+
+impl Stage {
+    /// A server with the default settings, and cheap hashes.
+    pub async fn new() -> Self {
+        Stage::with(&[]).await
+    }
+
+    /// A server with these settings over the defaults.
+    pub async fn with(settings: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let settings: Vec<_> = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let clock = Clock::manual(START);
+        let app = open(&settings, &folder, &clock).await;
+        Stage { router: router(app.clone()), app, clock, settings, folder }
+    }
+
+    /// Stops the server as SIGTERM would, and starts it again on the same database.
+    pub async fn restart(&mut self) {
+        background::write_back_all(&self.app).await.expect("what is unwritten is written");
+        self.crash().await;
+    }
+
+    /// Starts another server on the same database, without a word to the old one: what `kill -9` leaves behind.
+    pub async fn crash(&mut self) {
+        self.app = open(&self.settings, &self.folder, &self.clock).await;
+        self.router = router(self.app.clone());
+    }
+
+    /// The same database with other settings, as after an operator's edit and a restart.
+    pub async fn restart_with(&mut self, settings: &[(&str, &str)]) {
+        self.settings = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        self.restart().await;
+    }
+
+    /// Where the database is.
+    pub fn database(&self) -> std::path::PathBuf {
+        self.folder.path().join("holdfast.db")
+    }
+
+    /// A look at the database itself: one number.
+    pub fn count(&self, sql: &str) -> i64 {
+        let connection = rusqlite::Connection::open(self.database()).expect("the database opens");
+        connection.query_row(sql, [], |row| row.get(0)).expect("a number")
+    }
+
+    /// A hand in the database itself, as another process would have it.
+    pub fn execute(&self, sql: &str) {
+        let connection = rusqlite::Connection::open(self.database()).expect("the database opens");
+        connection.execute_batch(sql).expect("the statement runs");
+    }
+
+    /// Somebody who is not signed in, on a browser that was never here.
+    pub fn anon(&self) -> Actor {
+        Actor {
+            router: self.router.clone(),
+            cookies: Arc::default(),
+            headers: HeaderMap::new(),
+            ip: "198.51.100.1".into(),
+            agent: CHROME.into(),
+            secure: self.app.config.public_url.https,
+        }
+    }
+
+    /// A new account, signed in on its first browser.
+    pub async fn sign_up(&self, name: &str) -> Actor {
+        let actor = self.anon();
+        actor.post("/signup", json!({"email": email_of(name), "password": password_of(name)})).await.is(201);
+        actor
+    }
+
+    /// The same person on one more browser.
+    pub async fn sign_in(&self, name: &str) -> Actor {
+        let actor = self.anon();
+        actor.log_in(name).await.is(200);
+        actor
+    }
+
+    /// An administrator, made as the command line makes one, signed in.
+    pub async fn admin(&self, name: &str) -> Actor {
+        self.sign_up(name).await;
+        // The command line has tests of its own; here the role is what counts.
+        self.execute(&format!("UPDATE users SET role = 'admin' WHERE email_canonical = '{}'", email_of(name)));
+        self.app.db.tend().await.expect("the foreign write is noticed");
+        self.app.db.write(|_| Ok::<_, holdfast::db::Fault>(())).await.expect("the writer works");
+        self.sign_in(name).await
+    }
+}
+
+async fn open(settings: &[(String, String)], folder: &TempDir, clock: &Clock) -> App {
+    let database = format!("sqlite:{}", folder.path().join("holdfast.db").display());
+    let mut all = vec![("DATABASE_URL", database.as_str()), ("ARGON2_MEMORY_KIB", "8"), ("ARGON2_ITERATIONS", "1"), ("HASH_THREADS", "2")];
+    all.extend(settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    let config = Config::read(&Variables::of(&all)).expect("the settings are right");
+    App::open(config, clock.clone(), Chance::System).await.expect("the server starts")
+}
+
+/// A browser, app or script. A clone is the same browser: it shares the cookies.
+#[derive(Clone)]
+pub struct Actor {
+    router: Router,
+    cookies: Arc<Mutex<BTreeMap<String, String>>>,
+    headers: HeaderMap,
+    ip: String,
+    agent: String,
+    secure: bool,
+}
+
+impl Actor {
+    /// The same browser, calling from this address (told by a trusted proxy).
+    pub fn from_ip(mut self, ip: &str) -> Self {
+        self.ip = ip.into();
+        self
+    }
+
+    /// With this user agent.
+    pub fn with_agent(mut self, agent: &str) -> Self {
+        self.agent = agent.into();
+        self
+    }
+
+    /// Sending this header too, with every request.
+    pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.append(name, value.parse().expect("a header value"));
+        self
+    }
+
+    /// A copy of the browser as it is now: what a thief of the cookies has.
+    pub fn copy(&self) -> Self {
+        let cookies = self.cookies.lock().expect("no panic").clone();
+        Actor { cookies: Arc::new(Mutex::new(cookies)), ..self.clone() }
+    }
+
+    fn cookie_name(&self, name: &str) -> String {
+        if self.secure { format!("__Host-{name}") } else { name.to_string() }
+    }
+
+    /// The session token that the browser holds.
+    pub fn token(&self) -> Option<String> {
+        self.cookies.lock().expect("no panic").get(&self.cookie_name("holdfast")).cloned()
+    }
+
+    /// Puts a session token into the browser, or takes it out.
+    pub fn set_token(&self, token: Option<&str>) {
+        self.set_cookie("holdfast", token);
+    }
+
+    /// The cookie that names the browser.
+    pub fn device_token(&self) -> Option<String> {
+        self.cookies.lock().expect("no panic").get(&self.cookie_name("holdfast-device")).cloned()
+    }
+
+    /// Puts a cookie of ours into the browser, or takes it out.
+    pub fn set_cookie(&self, name: &str, value: Option<&str>) {
+        let (name, mut cookies) = (self.cookie_name(name), self.cookies.lock().expect("no panic"));
+        match value {
+            Some(value) => drop(cookies.insert(name, value.into())),
+            None => drop(cookies.remove(&name)),
+        }
+    }
+
+    pub async fn log_in(&self, name: &str) -> Answer {
+        self.post("/login", json!({"email": email_of(name), "password": password_of(name)})).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(self.request(Method::GET, path), Body::empty()).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(self.request(Method::DELETE, path), Body::empty()).await
+    }
+
+    /// A POST without a body.
+    pub async fn poke(&self, path: &str) -> Answer {
+        self.send(self.request(Method::POST, path), Body::empty()).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.json(Method::POST, path, body).await
+    }
+
+    pub async fn put(&self, path: &str, body: Value) -> Answer {
+        self.json(Method::PUT, path, body).await
+    }
+
+    pub async fn patch(&self, path: &str, body: Value) -> Answer {
+        self.json(Method::PATCH, path, body).await
+    }
+
+    pub async fn json(&self, method: Method, path: &str, body: Value) -> Answer {
+        let request = self.request(method, path).header(header::CONTENT_TYPE, "application/json");
+        self.send(request, Body::from(body.to_string())).await
+    }
+
+    /// Changes the password of `name` to `new`.
+    pub async fn change_password(&self, current: &str, new: &str) -> Answer {
+        self.put("/me/password", json!({"current_password": current, "new_password": new})).await
+    }
+
+    /// A request of this browser, to be completed and sent.
+    pub fn request(&self, method: Method, path: &str) -> axum::http::request::Builder {
+        let mut request = Request::builder().method(method).uri(path).header(header::USER_AGENT, &self.agent).header("x-forwarded-for", &self.ip);
+        let cookies: Vec<String> = self.cookies.lock().expect("no panic").iter().map(|(name, value)| format!("{name}={value}")).collect();
+        if !cookies.is_empty() {
+            request = request.header(header::COOKIE, cookies.join("; "));
+        }
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        request
+    }
+
+    /// Sends it, from a trusted proxy on this machine, and keeps the cookies of the answer as a browser does.
+    pub async fn send(&self, request: axum::http::request::Builder, body: Body) -> Answer {
+        let mut request = request.body(body).expect("a request");
+        request.extensions_mut().insert(ConnectInfo(Peer(SocketAddr::from(([127, 0, 0, 1], 40_000)))));
+        let response = self.router.clone().oneshot(request).await.expect("an answer");
+        let (parts, body) = response.into_parts();
+        let answer = Answer { status: parts.status, headers: parts.headers, body: body.collect().await.expect("a body").to_bytes().to_vec() };
+        for line in answer.set_cookies() {
+            let (pair, attributes) = line.split_once(';').unwrap_or((&line, ""));
+            let (name, value) = pair.split_once('=').expect("a cookie");
+            let mut cookies = self.cookies.lock().expect("no panic");
+            if attributes.contains("Max-Age=0") {
+                cookies.remove(name);
+            } else {
+                cookies.insert(name.into(), value.into());
+            }
+        }
+        answer
+    }
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// Expects this status.
+    #[track_caller]
+    pub fn is(self, status: u16) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{}", String::from_utf8_lossy(&self.body));
+        self
+    }
+
+    /// Expects a refusal with this status and code.
+    #[track_caller]
+    pub fn is_refused(self, status: u16, code: &str) -> Self {
+        let told = (self.status.as_u16(), self.code());
+        assert_eq!(told, (status, code.to_string()), "{}", String::from_utf8_lossy(&self.body));
+        assert_eq!(self.headers[header::CONTENT_TYPE], "application/problem+json");
+        self
+    }
+
+    /// The code of a problem; empty when it is none.
+    pub fn code(&self) -> String {
+        serde_json::from_slice::<Value>(&self.body).ok().and_then(|body| body["code"].as_str().map(String::from)).unwrap_or_default()
+    }
+
+    /// The body.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The fields at fault, each with its code: `email:invalid`.
+    pub fn faults(&self) -> Vec<String> {
+        let body = self.json();
+        let errors = body["errors"].as_array().cloned().unwrap_or_default();
+        errors.iter().map(|e| format!("{}:{}", e["field"].as_str().unwrap_or(""), e["code"].as_str().unwrap_or(""))).collect()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    pub fn set_cookies(&self) -> Vec<String> {
+        self.headers.get_all(header::SET_COOKIE).iter().map(|value| value.to_str().expect("ASCII").to_string()).collect()
+    }
+
+    /// Whether it takes the session cookie back.
+    pub fn clears_session(&self) -> bool {
+        self.set_cookies().iter().any(|line| (line.starts_with("holdfast=;") || line.starts_with("__Host-holdfast=;")) && line.contains("Max-Age=0"))
+    }
+}
