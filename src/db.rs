@@ -398,13 +398,13 @@ impl Db {
     /// Looks after the file: notices what other processes wrote, keeps the write-ahead log small. Call it often.
     pub async fn tend(&self) -> Result<(), Fault> {
         let store = self.store.clone();
-        let driver = store.lend_writer().await?;
-        blocking(move || store.tend(driver)).await
+        let writer = store.lend_writer().await;
+        blocking(move || store.tend(writer)).await
     }
 
-    /// Proves that the database can be written.
-    pub async fn ready(&self) -> Result<(), Fault> {
-        self.on_blocking_thread(Mode::Write, |tx| tx.row::<i64>("SELECT count(*) FROM migrations", ()).map(|_| ())).await
+    /// Whether the last look found the database fit for writing. Costs nothing, so strangers may ask.
+    pub fn is_usable(&self) -> bool {
+        self.store.is_usable()
     }
 
     async fn on_blocking_thread<T, E, F>(&self, mode: Mode, f: F) -> Result<T, E>

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use crate::app::App;
-use crate::error::{Error, Problem, Refusal};
+use crate::error::{Problem, Refusal};
 
 /// `200` while the process serves.
 #[utoipa::path(get, path = "/health/live", tag = "Operations", operation_id = "live", responses((status = 200)))]
@@ -16,10 +16,9 @@ pub async fn live() -> StatusCode {
 
 /// `200` while it can be given work: the database can be written, and no stop is under way.
 #[utoipa::path(get, path = "/health/ready", tag = "Operations", operation_id = "ready", responses((status = 200), (status = 503, body = Problem)))]
-pub async fn ready(State(app): State<App>) -> Result<StatusCode, Error> {
-    if app.draining.load(Ordering::Relaxed) {
-        return Err(Refusal::Overloaded(1).into());
+pub async fn ready(State(app): State<App>) -> Result<StatusCode, Refusal> {
+    if app.draining.load(Ordering::Relaxed) || !app.db.is_usable() {
+        return Err(Refusal::Overloaded(1));
     }
-    app.db.ready().await?;
     Ok(StatusCode::OK)
 }

@@ -222,6 +222,14 @@ impl LiveSessions {
         shard.entries.remove(token);
     }
 
+    /// Drops an entry that the database says is dead, although nobody here ended it. No ticket needs to be refused for it:
+    /// another process ended it, and tickets from before that are not trusted any more.
+    pub fn drop_foreign(&self, token: &TokenHash) {
+        if self.read(token).entries.contains_key(token) {
+            self.write(token).entries.remove(token);
+        }
+    }
+
     /// Makes every entry be read again before it counts: another process has written the database.
     pub fn distrust(&self) {
         self.0.trust.fetch_add(1, Ordering::AcqRel);

@@ -16,7 +16,7 @@ use crate::{admin, device_sessions, forward_auth, health, middleware, openapi, s
 pub fn router(app: App) -> Router {
     let (routes, mut document) = routes(&app).split_for_parts();
     openapi::complete(&mut document, &app.config);
-    let routes = routes.route(openapi::PATH, openapi::route(&document));
+    let routes = routes.route(openapi::PATH, openapi::route(&document).route_layer(axum_middleware::from_fn(middleware::bounded_body)));
     let mounted = match app.config.base_path.as_str() {
         "" => routes,
         base => Router::new().nest(base, routes),

@@ -57,7 +57,7 @@ async fn check(app: &App, parts: &mut axum::http::request::Parts) -> Result<Sess
             // Something else ended while the row was being read: then it is read again.
             Known::Open(session, last_active) => drop(app.db.live().admit(ticket, *session, last_active)),
             Known::Ended(reason) => {
-                app.db.live().forget(&token);
+                app.db.live().drop_foreign(&token);
                 return Err(Refusal::SessionEnded(reason).into());
             }
             Known::Rotated(session) => {

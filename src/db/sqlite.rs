@@ -32,8 +32,6 @@ use crate::live_sessions::LiveSessions;
 
 /// Readers on blocking threads: lists, pages, the audit log.
 const READERS: u32 = 4;
-/// Readers on the server's own threads: look-ups by key. One for each thread, and some to spare.
-const GLANCERS: u32 = 16;
 /// How long a statement waits for a lock of another process.
 const BUSY: Duration = Duration::from_secs(5);
 /// The write-ahead log is emptied when it has grown past this; with the one batch that may follow it stays under 64 MiB.
@@ -55,6 +53,8 @@ struct Watch {
     identity: (u64, u64),
     /// The file at the path is no longer the one that is open: what is written now would be lost.
     gone: AtomicBool,
+    /// The last look could take a turn at writing.
+    usable: AtomicBool,
     data_version: AtomicI64,
     live: LiveSessions,
 }
@@ -66,11 +66,20 @@ impl Sqlite {
         // The writer opens first: it is the one that may turn the write-ahead log on.
         let writer = pool(path, 1, false)?;
         let data_version = data_version(&*writer.get().map_err(pool_fault)?)?;
-        let watch = Watch { path: path.to_path_buf(), identity, gone: AtomicBool::new(false), data_version: AtomicI64::new(data_version), live };
+        let threads = std::thread::available_parallelism().map_or(4, |n| u32::try_from(n.get()).unwrap_or(4));
+        let watch = Watch {
+            path: path.to_path_buf(),
+            identity,
+            gone: AtomicBool::new(false),
+            usable: AtomicBool::new(true),
+            data_version: AtomicI64::new(data_version),
+            live,
+        };
         Ok(Sqlite {
             readers: pool(path, READERS, true)?,
             read_turn: Arc::new(Semaphore::new(READERS as usize)),
-            glancers: pool(path, GLANCERS, true)?,
+            // One for each of the server's own threads, which hold it without waiting: look-ups by key.
+            glancers: pool(path, threads, true)?,
             writer,
             write_turn: Arc::new(Semaphore::new(1)),
             watch: Arc::new(watch),
@@ -100,12 +109,18 @@ impl Sqlite {
         Ok(Box::new(Conn { connection, open: false, relaxed: false, watch: self.watch.clone(), _turn: Some(turn) }))
     }
 
-    /// Notices foreign writes and a replaced file, and empties a write-ahead log that has grown.
-    pub(super) fn tend(&self, mut writer: Box<dyn Driver>) -> Result<(), Fault> {
+    /// Takes a look: a replaced file, foreign writes, whether it can be written at all. Empties a log that has grown.
+    pub(super) fn tend(&self, writer: Result<Box<dyn Driver>, Fault>) -> Result<(), Fault> {
         self.watch.look_at_file();
-        self.watch.check()?;
         let wal = fs::metadata(with_suffix(&self.watch.path, "-wal")).map_or(0, |meta| meta.len());
-        writer.tend(wal > WAL_LIMIT)
+        let done = self.watch.check().and(writer).and_then(|mut writer| writer.tend(wal > WAL_LIMIT));
+        self.watch.usable.store(done.is_ok(), Ordering::Relaxed);
+        done
+    }
+
+    /// What the last look found.
+    pub(super) fn is_usable(&self) -> bool {
+        self.watch.usable.load(Ordering::Relaxed)
     }
 }
 
@@ -176,7 +191,6 @@ fn pool(path: &Path, size: u32, query_only: bool) -> Result<Pool<SqliteConnectio
     let manager = SqliteConnectionManager::file(path).with_flags(flags).with_init(move |c| set_up(c, query_only));
     Pool::builder()
         .max_size(size)
-        .min_idle(Some(1))
         .test_on_check_out(false)
         // A connection is never replaced: the writer's data version means something on its own connection only.
         .idle_timeout(None)
@@ -312,7 +326,9 @@ impl Driver for Conn {
     }
 
     fn tend(&mut self, wal_is_large: bool) -> Result<(), Fault> {
-        self.watch.look_at_version(&self.connection)?;
+        // A turn at writing, given back: it shows that one can be had, and what others have written.
+        self.begin(Mode::Write)?;
+        self.rollback();
         if !wal_is_large {
             return Ok(());
         }
