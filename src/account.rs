@@ -18,6 +18,7 @@ use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::db::{Fault, FromRow, Row, Tx};
 use crate::device_sessions::{self, DeviceSession, EndReason, Opening, SessionView, set_cookie};
+use crate::error::Error;
 use crate::event::{Event, Scene, record};
 use crate::factor::password::PasswordHash;
 use crate::id::UserId;
@@ -118,14 +119,17 @@ pub struct Arrival {
 
 impl Arrival {
     /// Notes how a request arrives.
-    pub fn of(app: &App, client: Client, headers: &axum::http::HeaderMap, remember: bool) -> Self {
-        Arrival {
-            device: client.device(),
+    ///
+    /// # Errors
+    /// As [`Client::device`].
+    pub async fn of(app: &App, client: Client, headers: &axum::http::HeaderMap, remember: bool) -> Result<Self, Error> {
+        Ok(Arrival {
+            device: client.device().await?,
             held: app.cookies.presented(headers, crate::cookie::Name::Session).map(|token| token.hash()),
             known_device: app.cookies.presented(headers, crate::cookie::Name::Device),
             client,
             remember,
-        }
+        })
     }
 
     /// Where it comes from, for the record of what comes of it.

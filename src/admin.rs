@@ -66,7 +66,7 @@ pub async fn put_role(
         return Err(Refusal::Invalid(vec![error]).into());
     }
     let PathId(id) = id?;
-    change(&app, me, client, id, move |tx, by, scene| set_role(tx, id, &role, by, scene)).await
+    change(&app, me, &client, id, move |tx, by, scene| set_role(tx, id, &role, by, scene)).await
 }
 
 /// `POST /admin/users/{id}/disable`: closes an account, and ends all its sessions.
@@ -80,7 +80,7 @@ pub async fn disable_user(
     Query(NoQuery): Query<NoQuery>,
     PathId(id): PathId<UserId>,
 ) -> Result<axum::Json<UserChanged>, Error> {
-    change(&app, me, client, id, move |tx, by, scene| disable(tx, id, by, scene)).await
+    change(&app, me, &client, id, move |tx, by, scene| disable(tx, id, by, scene)).await
 }
 
 /// `POST /admin/users/{id}/enable`: opens it again. No session comes back.
@@ -94,7 +94,7 @@ pub async fn enable_user(
     Query(NoQuery): Query<NoQuery>,
     PathId(id): PathId<UserId>,
 ) -> Result<axum::Json<UserChanged>, Error> {
-    change(&app, me, client, id, move |tx, by, scene| enable(tx, id, by, scene).map(|()| 0)).await
+    change(&app, me, &client, id, move |tx, by, scene| enable(tx, id, by, scene).map(|()| 0)).await
 }
 
 /// `GET /admin/users/{id}/sessions`: a user's live sessions.
@@ -121,14 +121,21 @@ pub async fn list_sessions(
 #[utoipa::path(delete, path = "/admin/users/{id}/sessions", tag = "Administration", operation_id = "end_sessions_of_user", params(("id" = Uuid, Path)), security(("session" = [])),
     responses((status = 200, body = SignedOut), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 413, body = Problem),
         (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
-pub async fn end_sessions(State(app): State<App>, Admin(me): Admin, Query(NoQuery): Query<NoQuery>, PathId(id): PathId<UserId>) -> Result<Response, Error> {
+pub async fn end_sessions(
+    State(app): State<App>,
+    Admin(me): Admin,
+    client: Client,
+    Query(NoQuery): Query<NoQuery>,
+    PathId(id): PathId<UserId>,
+) -> Result<Response, Error> {
     let own = me.user_id == id;
+    let scene = client.scene().await?;
     let signed_out = app
         .db
         .write(move |tx| -> Result<u64, Error> {
             still_current(tx, &me)?;
             existing(tx, id)?;
-            Ok(revoke_all(tx, id, By::Admin(me.user_id), "asked")?)
+            Ok(revoke_all(tx, id, By::Admin(me.user_id), "asked", scene.clone())?)
         })
         .await?;
     let mut response = axum::Json(SignedOut { signed_out }).into_response();
@@ -142,12 +149,19 @@ pub async fn end_sessions(State(app): State<App>, Admin(me): Admin, Query(NoQuer
 #[utoipa::path(delete, path = "/admin/users/{id}/sessions/{session_id}", tag = "Administration", operation_id = "end_session_of_user", params(("id" = Uuid, Path), ("session_id" = Uuid, Path)), security(("session" = [])),
     responses((status = 204), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 413, body = Problem), (status = 415, body = Problem),
         (status = 422, body = Problem), (status = 503, body = Problem)))]
-pub async fn end_session(State(app): State<App>, Admin(me): Admin, Query(NoQuery): Query<NoQuery>, PathIds(user, session): PathIds) -> Result<Response, Error> {
+pub async fn end_session(
+    State(app): State<App>,
+    Admin(me): Admin,
+    client: Client,
+    Query(NoQuery): Query<NoQuery>,
+    PathIds(user, session): PathIds,
+) -> Result<Response, Error> {
     let own = me.id == session;
+    let scene = client.scene().await?;
     app.db
         .write(move |tx| -> Result<(), Error> {
             still_current(tx, &me)?;
-            revoke(tx, user, session, By::Admin(me.user_id))
+            revoke(tx, user, session, By::Admin(me.user_id), scene.clone())
         })
         .await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
@@ -172,15 +186,16 @@ pub async fn list_events(State(app): State<App>, Admin(_): Admin, Query(ask): Qu
 async fn change(
     app: &App,
     me: std::sync::Arc<LiveSession>,
-    client: Client,
+    client: &Client,
     id: UserId,
     deed: impl Fn(&mut Tx, By, Scene) -> Result<u64, Error> + Send + 'static,
 ) -> Result<axum::Json<UserChanged>, Error> {
+    let scene = client.scene().await?.whose(id);
     let changed = app
         .db
         .write(move |tx| -> Result<UserChanged, Error> {
             still_current(tx, &me)?;
-            let signed_out = deed(tx, By::Admin(me.user_id), Scene::to(id).from(client.ip))?;
+            let signed_out = deed(tx, By::Admin(me.user_id), scene.clone())?;
             Ok(UserChanged { user: AdminUserView::of(existing(tx, id)?), signed_out })
         })
         .await?;
@@ -210,7 +225,7 @@ pub fn set_role(tx: &mut Tx, id: UserId, role: &str, by: By, scene: Scene) -> Re
     }
     keep_an_admin(tx, &user)?;
     tx.run("UPDATE users SET role = ?2, security_version = security_version + 1 WHERE id = ?1", (id, role))?;
-    let signed_out = revoke_all(tx, id, by, "role_changed")?;
+    let signed_out = revoke_all(tx, id, by, "role_changed", scene.clone())?;
     record(tx, scene, Event::RoleChanged { by, from: user.view.role, to: role.into() })?;
     Ok(signed_out)
 }
@@ -227,7 +242,7 @@ pub fn disable(tx: &mut Tx, id: UserId, by: By, scene: Scene) -> Result<u64, Err
     keep_an_admin(tx, &user)?;
     let now = tx.now();
     tx.run("UPDATE users SET disabled_at = ?2, security_version = security_version + 1 WHERE id = ?1", (id, now))?;
-    let signed_out = revoke_all(tx, id, by, "account_disabled")?;
+    let signed_out = revoke_all(tx, id, by, "account_disabled", scene.clone())?;
     record(tx, scene, Event::AccountDisabled { by })?;
     Ok(signed_out)
 }

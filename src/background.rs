@@ -1,7 +1,9 @@
 //! What goes on beside the requests: writing last-active back, watching the database file, purging.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -40,7 +42,9 @@ where
     let mut in_trouble = false;
     loop {
         ticks.tick().await;
-        match deed(app.clone()).await {
+        // A panic must not end the watch for good.
+        let done = AssertUnwindSafe(deed(app.clone())).catch_unwind().await;
+        match done.unwrap_or_else(|_| Err(Fault::broken("it panicked"))) {
             Ok(()) if in_trouble => tracing::info!("{name}: works again"),
             Err(fault) if !in_trouble => tracing::error!(error = %fault, "{name}: does not work; trying again"),
             _ => continue,

@@ -17,7 +17,9 @@ use axum::http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 use crate::app::App;
+use crate::db::Fault;
 use crate::error::{Error, Refusal};
+use crate::event::Scene;
 
 pub use device::Device;
 
@@ -40,9 +42,23 @@ pub struct Client {
 }
 
 impl Client {
-    /// Names the device. Costs a few hundred regular expressions: at sign-in only.
-    pub fn device(&self) -> Device {
-        Device::of(&self.user_agent, &self.hints)
+    /// Names the device. Costs a few hundred regular expressions, so it is done on a thread that may take its time, and only
+    /// where something is to be recorded.
+    ///
+    /// # Errors
+    /// The naming panicked.
+    pub async fn device(&self) -> Result<Device, Error> {
+        let (agent, hints) = (self.user_agent.clone(), self.hints.clone());
+        let named = tokio::task::spawn_blocking(move || Device::of(&agent, &hints)).await;
+        named.map_err(|e| Fault::broken(format!("a device could not be named: {e}")).into())
+    }
+
+    /// Where it is and what it is, for the record of what it does.
+    ///
+    /// # Errors
+    /// As [`device`](Self::device).
+    pub async fn scene(&self) -> Result<Scene, Error> {
+        Ok(Scene::default().from(self.ip).with(&self.device().await?.name))
     }
 }
 

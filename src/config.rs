@@ -209,7 +209,7 @@ impl Reader<'_> {
         let known_ip_retention = self.parse("KNOWN_IP_RETENTION", timeout);
         let ended_session_retention = self.parse("ENDED_SESSION_RETENTION", timeout);
         let event_retention = self.parse("EVENT_RETENTION", timeout);
-        let max_sessions_per_user = self.parse("MAX_SESSIONS_PER_USER", |text| number(text, 1, 100_000));
+        let max_sessions_per_user = self.parse("MAX_SESSIONS_PER_USER", |text| number(text, 1, 10_000));
         let hash_threads = self.parse("HASH_THREADS", hash_threads);
         let password_min_length = self.parse("PASSWORD_MIN_LENGTH", |text| number(text, 8, 128));
         let argon2_memory_kib = self.parse("ARGON2_MEMORY_KIB", |text| number(text, 8, 4 << 20));
@@ -361,7 +361,7 @@ fn database_url(text: &str) -> Result<db::Url, String> {
     let wrong = || "must be sqlite:PATH, such as sqlite:data/holdfast.db".to_string();
     let rest = text.strip_prefix("sqlite:").ok_or_else(wrong)?;
     let path = rest.strip_prefix("//").unwrap_or(rest);
-    if path.is_empty() || path.contains(['?', '\0']) || path == ":memory:" {
+    if path.is_empty() || path.contains(['?', '\0']) || path.starts_with("file:") || path == ":memory:" {
         return Err(wrong());
     }
     Ok(db::Url::Sqlite(PathBuf::from(path)))

@@ -5,9 +5,9 @@
 //! they are serializable. So check-then-act is one statement whose row count is the answer, and "taken" is
 //! `ON CONFLICT DO NOTHING` that changed no row.
 //!
-//! What a commit means outside the database (a session that memory must forget, a line for the log) is handed to
-//! [`Tx::after_commit`]. It runs on the committing thread, before anybody hears of the commit and whether or not the
-//! caller still listens: a revocation cannot be acknowledged before it counts.
+//! What a commit means outside the database is handed to [`Tx::forget`] (a token that memory must not know any more) and
+//! [`Tx::after_commit`] (a line for the log). It happens on the committing thread, before anybody hears of the commit and
+//! whether or not the caller still listens: a revocation cannot be acknowledged before it counts.
 //!
 //! # The common SQL
 //! - DDL words are `BIGINT` (Unix milliseconds, counts, flags), `TEXT`, `BYTEA`, `UUID`; every primary key is `NOT NULL`;
@@ -203,13 +203,14 @@ trait Driver: Send {
     fn tend(&mut self, log_is_large: bool) -> Result<(), Fault>;
 }
 
-type AfterCommit = Box<dyn FnOnce(&LiveSessions) + Send>;
+type AfterCommit = Box<dyn FnOnce() + Send>;
 
 /// One transaction: one connection, one now, one source of chance.
 pub struct Tx {
     driver: Box<dyn Driver>,
     now: Timestamp,
     setting: Arc<Setting>,
+    dead: Vec<TokenHash>,
     after: Vec<AfterCommit>,
     broken: Option<Fault>,
 }
@@ -235,8 +236,13 @@ impl Tx {
         &self.setting.live
     }
 
-    /// Does this once the transaction has committed, before its caller hears of it; never, if it rolls back.
-    pub fn after_commit(&mut self, deed: impl FnOnce(&LiveSessions) + Send + 'static) {
+    /// Makes memory forget a token once the transaction has committed, before anybody hears of the commit.
+    pub fn forget(&mut self, token: &TokenHash) {
+        self.dead.push(*token);
+    }
+
+    /// Does this once the transaction has committed and memory is true; never, if it rolls back.
+    pub fn after_commit(&mut self, deed: impl FnOnce() + Send + 'static) {
         self.after.push(Box::new(deed));
     }
 
@@ -396,10 +402,20 @@ impl Db {
     }
 
     /// Looks after the file: notices what other processes wrote, keeps the write-ahead log small. Call it often.
+    ///
+    /// When the look fails, or does not come to its end in time, nobody knows what others have written: then memory is not
+    /// trusted either, and every session is read again before it counts.
     pub async fn tend(&self) -> Result<(), Fault> {
         let store = self.store.clone();
-        let writer = store.lend_writer().await;
-        blocking(move || store.tend(writer)).await
+        let look = async {
+            let writer = store.lend_writer().await;
+            blocking(move || store.tend(writer)).await
+        };
+        let done = tokio::time::timeout(LOOK_TAKES, look).await.unwrap_or_else(|_| Err(Fault::unavailable("the writer is busy")));
+        if done.is_err() {
+            self.live().distrust();
+        }
+        done
     }
 
     /// Whether the last look found the database fit for writing. Costs nothing, so strangers may ask.
@@ -425,7 +441,7 @@ impl Db {
     fn transact<T, E: From<Fault>>(&self, mut driver: Box<dyn Driver>, mode: Mode, f: &impl Fn(&mut Tx) -> Result<T, E>) -> Result<T, E> {
         driver.begin(mode)?;
         // Now is read after BEGIN: whoever waited for the writer is dated by its turn, not by its arrival.
-        let mut tx = Tx { driver, now: self.setting.clock.now(), setting: self.setting.clone(), after: Vec::new(), broken: None };
+        let mut tx = Tx { driver, now: self.setting.clock.now(), setting: self.setting.clone(), dead: Vec::new(), after: Vec::new(), broken: None };
         let out = f(&mut tx);
         if let Some(fault) = tx.broken.take() {
             tx.driver.rollback();
@@ -435,10 +451,12 @@ impl Db {
             tx.driver.rollback();
             return out;
         }
-        tx.driver.commit()?;
-        for deed in std::mem::take(&mut tx.after) {
-            deed(&self.setting.live);
-        }
+        let Tx { mut driver, dead, after, .. } = tx;
+        driver.commit()?;
+        dead.iter().for_each(|token| self.setting.live.forget(token));
+        // The next one may have its turn; what follows only tells.
+        drop(driver);
+        after.into_iter().for_each(|deed| deed());
         out
     }
 }
@@ -458,5 +476,7 @@ where
     }
 }
 
+/// How long a look at the file may take before it counts as failed.
+const LOOK_TAKES: Duration = Duration::from_millis(500);
 /// How long a chunk of background work may hold the writer.
 pub const WRITER_SHARE: Duration = Duration::from_millis(50);

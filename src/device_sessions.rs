@@ -8,6 +8,8 @@
 //! tells memory in the same breath, so a revocation cannot be forgotten. An attacker tries to end or see the sessions of
 //! others: an id of somebody else, an ended one and one that never was get the same `404`.
 
+use std::net::IpAddr;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::SET_COOKIE;
@@ -27,7 +29,7 @@ use crate::guard::{PathId, SignedIn};
 use crate::id::{SessionId, UserId};
 use crate::live_sessions::LiveSession;
 use crate::secret::{Token, TokenHash};
-use crate::session_security::{Limits, ROTATION_ECHO_MS, Verdict, judge};
+use crate::session_security::{Limits, Verdict, is_stolen, judge};
 
 /// `GET /me/sessions`: the user's live sessions, the current one first, then the most recently active.
 #[utoipa::path(get, path = "/me/sessions", tag = "Sessions", operation_id = "list_sessions", security(("session" = [])),
@@ -40,26 +42,38 @@ pub async fn list(State(app): State<App>, SignedIn(me): SignedIn, Query(NoQuery)
 /// `DELETE /me/sessions/{id}`: ends one session. One's own current one is a logout.
 #[utoipa::path(delete, path = "/me/sessions/{id}", tag = "Sessions", operation_id = "end_session", params(("id" = uuid::Uuid, Path)), security(("session" = [])),
     responses((status = 204), (status = 401, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
-pub async fn end_one(State(app): State<App>, SignedIn(me): SignedIn, PathId(id): PathId<SessionId>, Query(NoQuery): Query<NoQuery>) -> Result<Response, Error> {
+pub async fn end_one(
+    State(app): State<App>,
+    SignedIn(me): SignedIn,
+    client: Client,
+    Query(NoQuery): Query<NoQuery>,
+    PathId(id): PathId<SessionId>,
+) -> Result<Response, Error> {
     if id == me.id {
-        return logout::end_current(&app, me.token).await;
+        return logout::end_current(&app, me.token, client).await;
     }
-    app.db.write(move |tx| revoke(tx, me.user_id, id, By::User)).await?;
+    let scene = client.scene().await?;
+    app.db
+        .write(move |tx| {
+            still_current(tx, &me)?;
+            revoke(tx, me.user_id, id, By::User, scene.clone())
+        })
+        .await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// `DELETE /me/sessions`: "sign out everywhere else".
 #[utoipa::path(delete, path = "/me/sessions", tag = "Sessions", operation_id = "end_sessions", params(("include_current" = Option<bool>, Query)), security(("session" = [])),
     responses((status = 200, body = SignedOut), (status = 401, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
-pub async fn end_others(State(app): State<App>, SignedIn(me): SignedIn, Query(ask): Query<Everywhere>) -> Result<Response, Error> {
-    let current = me.clone();
+pub async fn end_others(State(app): State<App>, SignedIn(me): SignedIn, client: Client, Query(ask): Query<Everywhere>) -> Result<Response, Error> {
+    let scene = client.scene().await?;
     let signed_out = app
         .db
         .write(move |tx| -> Result<u64, Error> {
-            still_current(tx, &current)?;
-            let mut ended = end_others_of(tx, &current, By::User, "asked")?;
+            still_current(tx, &me)?;
+            let mut ended = end_others_of(tx, &me, By::User, "asked", scene.clone())?;
             if ask.include_current {
-                ended += u64::from(sign_out(tx, &current.token)?);
+                ended += u64::from(sign_out(tx, &me.token, client.ip)?);
             }
             Ok(ended)
         })
@@ -316,11 +330,12 @@ impl FromRow for Found {
     }
 }
 
-/// Whether a retired token came back late enough to be worth a closer look, which has not been taken yet.
-pub fn may_be_stolen(tx: &mut Tx, retired: &TokenHash) -> Result<bool, Fault> {
-    let late = Timestamp(tx.now().0.saturating_sub(ROTATION_ECHO_MS));
-    let found: Option<i64> = tx.row("SELECT 1 FROM retired_tokens WHERE token_hash = ?1 AND reuse_seen_at IS NULL AND retired_at < ?2", (retired, late))?;
-    Ok(found.is_some())
+/// The session of a retired token, if the token's coming back now is a sign of theft that was not reported yet.
+pub fn looks_stolen(tx: &mut Tx, retired: &TokenHash, session: SessionId) -> Result<Option<DeviceSession>, Fault> {
+    let unreported: Option<Timestamp> = tx.row("SELECT retired_at FROM retired_tokens WHERE token_hash = ?1 AND reuse_seen_at IS NULL", (retired,))?;
+    let (Some(retired_at), Some(session)) = (unreported, by_id(tx, session)?) else { return Ok(None) };
+    let session = session.brought_up_to_date(tx);
+    Ok(is_stolen(retired_at, session.last_active_at, tx.now()).then_some(session))
 }
 
 /// Why a token opens nothing now.
@@ -380,8 +395,7 @@ pub fn end(tx: &mut Tx, sessions: &[DeviceSession], why: EndReason) -> Result<u6
     let now = tx.now();
     let batch: Vec<_> = sessions.iter().map(|session| vec![session.id.into(), now.into(), why.code().into()]).collect();
     let ended = tx.run_each("UPDATE device_sessions SET ended_at = ?2, ended_reason = ?3 WHERE id = ?1 AND ended_at IS NULL", &batch)?;
-    let tokens: Vec<TokenHash> = sessions.iter().map(|session| session.token).collect();
-    tx.after_commit(move |live| tokens.iter().for_each(|token| live.forget(token)));
+    sessions.iter().for_each(|session| tx.forget(&session.token));
     Ok(ended)
 }
 
@@ -406,29 +420,29 @@ pub fn settle(tx: &mut Tx, user: UserId) -> Result<Vec<DeviceSession>, Fault> {
     Ok(live)
 }
 
-/// Ends one live session of a user from elsewhere.
+/// Ends one live session of a user from elsewhere: from where, `scene` says.
 ///
 /// # Errors
 /// `404`, alike for somebody else's, an ended and an unknown id.
-pub fn revoke(tx: &mut Tx, user: UserId, id: SessionId, by: By) -> Result<(), Error> {
+pub fn revoke(tx: &mut Tx, user: UserId, id: SessionId, by: By, scene: Scene) -> Result<(), Error> {
     let Some(session) = settle(tx, user)?.into_iter().find(|session| session.id == id) else {
         return Err(Refusal::NotFound.into());
     };
     end(tx, std::slice::from_ref(&session), EndReason::Revoked)?;
-    record(tx, Scene::of(&session), Event::SessionRevoked { by })?;
+    record(tx, scene.whose(user).about(id), Event::SessionRevoked { by })?;
     Ok(())
 }
 
 /// Ends all sessions of a user, and counts those that were alive.
-pub fn revoke_all(tx: &mut Tx, user: UserId, by: By, because: &'static str) -> Result<u64, Fault> {
+pub fn revoke_all(tx: &mut Tx, user: UserId, by: By, because: &'static str, scene: Scene) -> Result<u64, Fault> {
     let live = settle(tx, user)?;
-    revoke_these(tx, Scene::to(user), &live, by, because)
+    revoke_these(tx, scene.whose(user), &live, by, because)
 }
 
 /// Ends all sessions of a user but the one that asks.
-pub fn end_others_of(tx: &mut Tx, asking: &LiveSession, by: By, because: &'static str) -> Result<u64, Fault> {
+pub fn end_others_of(tx: &mut Tx, asking: &LiveSession, by: By, because: &'static str, scene: Scene) -> Result<u64, Fault> {
     let others: Vec<DeviceSession> = settle(tx, asking.user_id)?.into_iter().filter(|session| session.id != asking.id).collect();
-    revoke_these(tx, Scene::to(asking.user_id).about(asking.id), &others, by, because)
+    revoke_these(tx, scene.whose(asking.user_id).about(asking.id), &others, by, because)
 }
 
 fn revoke_these(tx: &mut Tx, scene: Scene, live: &[DeviceSession], by: By, because: &'static str) -> Result<u64, Fault> {
@@ -440,14 +454,14 @@ fn revoke_these(tx: &mut Tx, scene: Scene, live: &[DeviceSession], by: By, becau
 }
 
 /// Signs the session out that holds a token; says whether it was alive.
-pub fn sign_out(tx: &mut Tx, token: &TokenHash) -> Result<bool, Fault> {
+pub fn sign_out(tx: &mut Tx, token: &TokenHash, from: IpAddr) -> Result<bool, Fault> {
     let Some(session) = holding(tx, token)? else { return Ok(false) };
     if let Some(reason) = judge(&session.limits, session.last_active_at, tx.now()).reason() {
         time_out(tx, &session, reason)?;
         return Ok(false);
     }
     end(tx, std::slice::from_ref(&session), EndReason::LoggedOut)?;
-    record(tx, Scene::of(&session), Event::SignedOut)?;
+    record(tx, Scene::of(&session).from(from), Event::SignedOut)?;
     Ok(true)
 }
 

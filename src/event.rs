@@ -236,7 +236,7 @@ pub fn record(tx: &mut Tx, scene: Scene, event: Event) -> Result<(), Fault> {
             (letter, id, event.kind(), user, scene.session, now, 0, 0),
         )?;
     }
-    tx.after_commit(move |_| log(&scene, &event));
+    tx.after_commit(move || log(&scene, &event));
     Ok(())
 }
 

@@ -1,12 +1,13 @@
 //! The stack around every route, outermost first, and why each stands where it stands:
 //!
-//! 1. [`answer`]: the request id, the line in the log, the headers that every answer has, a panic turned into `500`. Outermost, so
-//!    that what the others refuse is counted, named and logged too.
-//! 2. [`cross_site::guard`]: before anything is read or looked up.
-//! 3. The router: `404`, `405`.
-//! 4. [`bounded_body`], for each method of each route: size and media type.
-//! 5. [`require_session`](crate::session_extractor::require_session), where a session is needed.
-//! 6. The handler's extractors, in the order of its arguments: permission, query, path, body.
+//! 1. [`answer`]: the request id, the line in the log, the headers that every answer has. Outermost, so that what the others
+//!    refuse is named and logged too.
+//! 2. [`cross_site::guard`]: before anything is read or looked up; and every answer from below gets its CORS headers.
+//! 3. [`own_words`]: a panic, a fault and the router's own `405` become problems.
+//! 4. The router: `404`, `405`.
+//! 5. [`bounded_body`], for each method of each route: size and media type.
+//! 6. [`require_session`](crate::session_extractor::require_session), where a session is needed.
+//! 7. The handler's extractors, in the order of its arguments: permission, query, path, body.
 
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tracing::Instrument;
@@ -32,6 +33,7 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// Puts the stack around the routes. The layer added last is the outermost.
 pub fn stack(routes: Router<App>, app: &App) -> Router<App> {
+    let routes = routes.layer(from_fn(own_words));
     routes.layer(from_fn_with_state(app.clone(), cross_site::guard)).layer(from_fn_with_state(app.clone(), answer))
 }
 
@@ -49,15 +51,7 @@ async fn answer(State(app): State<App>, mut request: Request, next: Next) -> Res
         Method::GET | Method::HEAD => tracing::debug_span!("request", request_id = name),
         _ => tracing::info_span!("request", request_id = name),
     };
-    let mut response = run(request, next).instrument(span).await;
-    if response.status() == StatusCode::METHOD_NOT_ALLOWED && response.extensions().get::<Code>().is_none() {
-        response = error::method_not_allowed(response.headers_mut().remove(ALLOW));
-    }
-    if response.status() == StatusCode::INTERNAL_SERVER_ERROR {
-        let blame = response.extensions_mut().remove::<Blame>();
-        response = error::internal(Some(name.to_string()));
-        blame.map(|blame| response.extensions_mut().insert(blame));
-    }
+    let mut response = next.run(request).instrument(span).await;
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(REQUEST_ID, id.clone());
@@ -68,16 +62,24 @@ async fn answer(State(app): State<App>, mut request: Request, next: Next) -> Res
     response
 }
 
-/// Runs the request; a panic costs its own request only.
-async fn run(request: Request, next: Next) -> Response {
+/// Puts what the router and the runtime say into our words. A panic costs its own request only.
+async fn own_words(request: Request, next: Next) -> Response {
     use futures_util::FutureExt;
-    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
-        Ok(response) => response,
-        Err(_) => {
-            let mut response = error::internal(None);
-            response.extensions_mut().insert(Blame("a handler panicked".into()));
+    let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).map(String::from);
+    let caught = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let (mut response, panicked) = match caught {
+        Ok(response) => (response, None),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR.into_response(), Some(Blame("a handler panicked".into()))),
+    };
+    match response.status() {
+        StatusCode::METHOD_NOT_ALLOWED => error::method_not_allowed(response.headers_mut().remove(ALLOW)),
+        StatusCode::INTERNAL_SERVER_ERROR => {
+            let blame = panicked.or_else(|| response.extensions_mut().remove::<Blame>());
+            let mut response = error::internal(id);
+            blame.map(|blame| response.extensions_mut().insert(blame));
             response
         }
+        _ => response,
     }
 }
 

@@ -71,14 +71,13 @@ pub async fn purge(db: &Db, config: &Config, now: Timestamp, mut progress: impl 
         let limit = now.minus((kind.older_than)(config));
         let (mut gone, mut chunk) = (0, FIRST_CHUNK);
         loop {
-            let begun = Instant::now();
-            let deleted = delete(db, &kind, limit, chunk).await?;
+            let (deleted, took) = delete(db, &kind, limit, chunk).await?;
             gone += deleted;
             progress(kind.name, gone);
             if deleted < chunk as u64 {
                 break;
             }
-            chunk = next_chunk(chunk, begun.elapsed());
+            chunk = next_chunk(chunk, took);
         }
         purged.push((kind.name, gone));
     }
@@ -99,12 +98,17 @@ fn next_chunk(chunk: i64, took: Duration) -> i64 {
     }
 }
 
-async fn delete(db: &Db, kind: &Kind, limit: Timestamp, chunk: i64) -> Result<u64, Fault> {
+/// Deletes a chunk, and says how long the writer was held; waiting for it is nobody's loss.
+async fn delete(db: &Db, kind: &Kind, limit: Timestamp, chunk: i64) -> Result<(u64, Duration), Fault> {
     let (sql, by_id) = (kind.sql, kind.by_id);
     // Losing the newest of these in a power cut only means to delete them again.
-    db.write_relaxed(move |tx| match by_id {
-        true => tx.run(sql, (EventId(floor(limit)), chunk)),
-        false => tx.run(sql, (limit, chunk)),
+    db.write_relaxed(move |tx| {
+        let begun = Instant::now();
+        let deleted = match by_id {
+            true => tx.run(sql, (EventId(floor(limit)), chunk)),
+            false => tx.run(sql, (limit, chunk)),
+        };
+        Ok((deleted?, begun.elapsed()))
     })
     .await
 }

@@ -50,6 +50,8 @@ pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> 
     tracing::info!("stopping: no new connections, finishing what runs");
     app.draining.store(true, Ordering::Relaxed);
     let _ = closing.send(true);
+    // Before the wait, should somebody's patience be shorter than ours; and once more after it.
+    let _ = background::write_back_all(&app).await;
     if tokio::time::timeout(app.config.shutdown_grace, serving.idle()).await.is_err() {
         tracing::warn!(grace = ?app.config.shutdown_grace, "some requests did not finish in time");
     }
@@ -160,7 +162,8 @@ async fn accept_any(sockets: &[Arc<TcpListener>]) -> io::Result<(TcpStream, Remo
         Poll::Pending
     })
     .await?;
-    stream.set_nodelay(true)?;
+    // A connection without it is slower, not wrong.
+    let _ = stream.set_nodelay(true);
     Ok((stream, Remote(remote)))
 }
 

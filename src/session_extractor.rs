@@ -20,11 +20,11 @@ use crate::cookie;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::{self, EndReason, Known};
 use crate::error::{Error, Refusal};
-use crate::event::{Event, Scene, record};
+use crate::event::{Event, record};
 use crate::id::SessionId;
 use crate::live_sessions::{LiveSession, Met};
 use crate::secret::TokenHash;
-use crate::session_security::{Verdict, is_stolen_token};
+use crate::session_security::{Verdict, is_first_report};
 
 /// The session of a request that passed the check.
 pub type Session = Arc<LiveSession>;
@@ -55,14 +55,18 @@ async fn check(app: &App, parts: &mut axum::http::request::Parts) -> Result<Sess
         };
         match app.db.glance(move |tx| device_sessions::look_up(tx, &token)).await? {
             // Something else ended while the row was being read: then it is read again.
-            Known::Open(session, last_active) => drop(app.db.live().admit(ticket, *session, last_active)),
+            Known::Open(session, last_active) => {
+                if !app.db.live().admit(ticket, *session, last_active) {
+                    tokio::task::yield_now().await;
+                }
+            }
             Known::Ended(reason) => {
                 app.db.live().drop_foreign(&token);
                 return Err(Refusal::SessionEnded(reason).into());
             }
             Known::Rotated(session) => {
                 let client = Client::from_request_parts(parts, app).await?;
-                return Err(turn_away_retired(app, token, session, client).await);
+                return Err(turn_away_retired(app, token, session, client).await?.into());
             }
             Known::Nothing => return Err(Refusal::Unauthenticated.into()),
         }
@@ -89,34 +93,26 @@ fn end_by_deadline(tx: &mut Tx, token: &TokenHash, reason: EndReason) -> Result<
         device_sessions::time_out(tx, &session, reason)?;
         return Ok(Refusal::SessionEnded(reason));
     }
-    let token = *token;
-    tx.after_commit(move |live| live.forget(&token));
-    Ok(device_sessions::refusal_for(tx, &token)?.unwrap_or(Refusal::Unauthenticated))
+    tx.forget(token);
+    Ok(device_sessions::refusal_for(tx, token)?.unwrap_or(Refusal::Unauthenticated))
 }
 
 /// Refuses a retired token, and raises the alarm if only a thief can have sent it. The successor lives on: ending it would
 /// let whoever holds an old cookie sign the user out at will.
-async fn turn_away_retired(app: &App, token: TokenHash, session: SessionId, client: Client) -> Error {
-    // Most retired tokens come from a request that was under way; the common case is only a read.
-    let suspicious = app.db.glance(move |tx| device_sessions::may_be_stolen(tx, &token)).await;
-    match suspicious {
-        Ok(false) => return Refusal::SessionRotated.into(),
-        Ok(true) => {}
-        Err(fault) => return Error::Fault(fault),
+async fn turn_away_retired(app: &App, token: TokenHash, session: SessionId, client: Client) -> Result<Refusal, Error> {
+    // Most retired tokens come from a request that was under way; for those it is only a read.
+    if !app.db.glance(move |tx| device_sessions::looks_stolen(tx, &token, session).map(|row| row.is_some())).await.map_err(|fault: Fault| fault)? {
+        return Ok(Refusal::SessionRotated);
     }
-    let device = client.device().name;
-    let done: Result<(), Fault> = app
-        .db
-        .write(move |tx| {
-            let Some(row) = device_sessions::by_id(tx, session)? else { return Ok(()) };
-            if is_stolen_token(tx, &token, &row)? {
-                record(tx, Scene::to(row.user_id).about(row.id).from(client.ip).with(&device), Event::RotatedTokenReused)?;
+    let scene = client.scene().await?;
+    app.db
+        .write(move |tx| -> Result<(), Fault> {
+            let Some(row) = device_sessions::looks_stolen(tx, &token, session)? else { return Ok(()) };
+            if is_first_report(tx, &token)? {
+                record(tx, scene.clone().whose(row.user_id).about(row.id), Event::RotatedTokenReused)?;
             }
             Ok(())
         })
-        .await;
-    match done {
-        Ok(()) => Refusal::SessionRotated.into(),
-        Err(fault) => Error::Fault(fault),
-    }
+        .await?;
+    Ok(Refusal::SessionRotated)
 }

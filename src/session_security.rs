@@ -21,7 +21,7 @@ use ipnet::Ipv6Net;
 use crate::clock::{Timestamp, millis};
 use crate::config::{Config, Timeouts};
 use crate::db::{Fault, Tx};
-use crate::device_sessions::{DeviceSession, EndReason};
+use crate::device_sessions::EndReason;
 use crate::id::{SessionId, UserId};
 use crate::secret::{Token, TokenHash};
 
@@ -173,26 +173,24 @@ pub fn rotate(tx: &mut Tx, session: SessionId, old: &TokenHash) -> Result<Option
         return Ok(None);
     }
     tx.run("INSERT INTO retired_tokens (token_hash, session_id, retired_at) VALUES (?1, ?2, ?3)", (old, session, now))?;
-    let old = *old;
-    tx.after_commit(move |live| live.forget(&old));
+    tx.forget(old);
     Ok(Some(token))
 }
 
 /// How long a retired token may still come back by accident: a request that was under way, a tab that was asleep.
-pub const ROTATION_ECHO_MS: i64 = 60_000;
+const ROTATION_ECHO_MS: i64 = 60_000;
 
-/// Says, once per token, that a retired token has come back in a way that only a copy explains: more than a minute after
-/// it was retired, when the browser that got its successor has already used that.
-pub fn is_stolen_token(tx: &mut Tx, retired: &TokenHash, session: &DeviceSession) -> Result<bool, Fault> {
+/// Whether a retired token that comes back now can only be a copy: more than a minute after it was retired, when the browser
+/// that got its successor has already used that.
+pub fn is_stolen(retired_at: Timestamp, successor_used_at: Timestamp, now: Timestamp) -> bool {
+    now.since(retired_at) > ROTATION_ECHO_MS && successor_used_at > retired_at
+}
+
+/// Marks a retired token as reported; false when it was already. One alarm per token.
+pub fn is_first_report(tx: &mut Tx, retired: &TokenHash) -> Result<bool, Fault> {
     let now = tx.now();
-    let late = Timestamp(now.0.saturating_sub(ROTATION_ECHO_MS));
-    let used = tx.live().last_active(&session.token).unwrap_or(session.last_active_at).max(session.last_active_at);
-    let reported = tx.run(
-        "UPDATE retired_tokens SET reuse_seen_at = ?2
-         WHERE token_hash = ?1 AND reuse_seen_at IS NULL AND retired_at < ?3 AND retired_at < ?4",
-        (retired, now, late, used),
-    )?;
-    Ok(reported == 1)
+    let marked = tx.run("UPDATE retired_tokens SET reuse_seen_at = ?2 WHERE token_hash = ?1 AND reuse_seen_at IS NULL", (retired, now))?;
+    Ok(marked == 1)
 }
 
 #[cfg(test)]
@@ -247,6 +245,15 @@ mod tests {
         assert_eq!(place("2001:0DB8:0:0:ffff::2"), "2001:db8::/64");
         assert_eq!(place("2001:db8:0:1::1"), "2001:db8:0:1::/64");
         assert_eq!(place("::ffff:203.0.113.7"), "203.0.113.7");
+    }
+
+    #[test]
+    fn a_retired_token_is_stolen_only_after_a_minute_and_when_its_successor_was_used() {
+        let retired = at(0);
+        assert!(is_stolen(retired, at(1), at(60_001)));
+        assert!(!is_stolen(retired, at(1), at(60_000)));
+        assert!(!is_stolen(retired, retired, at(1_000_000)));
+        assert!(!is_stolen(retired, at(-1), at(1_000_000)));
     }
 
     #[test]

@@ -33,21 +33,22 @@ pub async fn log_in(
 ) -> Result<Response, Error> {
     let PasswordLogin { email, password, remember } = ask;
     let wanted = email.clone();
-    let (stored, version) = app
+    let (stored, version, disabled) = app
         .db
         .glance(move |tx| by_email(tx, &wanted))
         .await
         .map_err(|fault: Fault| Error::from(fault))?
-        .map_or((None, 0), |user| (user.password, user.security_version));
+        .map_or((None, 0, false), |user| (user.password, user.security_version, user.disabled));
 
     // An unknown address meets a decoy, so the time of the answer tells nobody who exists.
     let checked = app.hasher.check(client.ip, password, stored.clone()).await?;
     let upgrade = match checked.upgrade {
-        Some(password) => Some(app.hasher.hash(client.ip, password, app.db.chance()).await?),
-        None => None,
+        // It can wait for the next sign-in; and a disabled account must not be told by the time of a second hash.
+        Some(password) if !disabled => app.hasher.hash(client.ip, password, app.db.chance()).await.ok(),
+        _ => None,
     };
     let proof = Proof { email, fits: checked.fits, version, stored, upgrade };
-    let arrival = Arrival::of(&app, client, &headers, remember);
+    let arrival = Arrival::of(&app, client, &headers, remember).await?;
     let own = app.clone();
     let opened = app.db.write(move |tx| decide(tx, &proof, &arrival, &own.config)).await.map_err(|fault: Fault| Error::from(fault))?;
     match opened {

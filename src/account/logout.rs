@@ -4,12 +4,15 @@
 //! answer that ended a live session: a late logout with a dead token must not wipe the cookie of a newer sign-in. A
 //! rotated-away token still ends the session that it once named, since its holder wanted out.
 
+use std::net::IpAddr;
+
 use axum::extract::State;
 use axum::http::header::{HeaderName, HeaderValue};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use crate::app::App;
+use crate::client::Client;
 use crate::cookie::Name;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::{self, Known, set_cookie, sign_out};
@@ -22,19 +25,19 @@ const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
 /// Signs out, whatever the cookie is worth.
 #[utoipa::path(post, path = "/logout", tag = "Account", operation_id = "log_out",
     responses((status = 204), (status = 403, body = Problem), (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
-pub async fn log_out(State(app): State<App>, headers: HeaderMap, Query(NoQuery): Query<NoQuery>) -> Result<Response, Error> {
+pub async fn log_out(State(app): State<App>, client: Client, headers: HeaderMap, Query(NoQuery): Query<NoQuery>) -> Result<Response, Error> {
     match app.cookies.presented(&headers, Name::Session) {
-        Some(token) => end_current(&app, token.hash()).await,
+        Some(token) => end_current(&app, token.hash(), client).await,
         None => Ok(StatusCode::NO_CONTENT.into_response()),
     }
 }
 
 /// Ends the session of a token, and answers as a logout does.
-pub async fn end_current(app: &App, token: TokenHash) -> Result<Response, Error> {
+pub async fn end_current(app: &App, token: TokenHash, client: Client) -> Result<Response, Error> {
     // A dead or invented token costs a read, not a turn at the writer.
     let known = app.db.glance(move |tx| device_sessions::look_up(tx, &token)).await?;
     let ended = match known {
-        Known::Open(..) | Known::Rotated(_) => app.db.write(move |tx| end_held(tx, &token)).await.map_err(|fault: Fault| Error::from(fault))?,
+        Known::Open(..) | Known::Rotated(_) => app.db.write(move |tx| end_held(tx, &token, client.ip)).await.map_err(|fault: Fault| Error::from(fault))?,
         Known::Ended(_) | Known::Nothing => false,
     };
     let mut response = StatusCode::NO_CONTENT.into_response();
@@ -44,11 +47,11 @@ pub async fn end_current(app: &App, token: TokenHash) -> Result<Response, Error>
     Ok(response)
 }
 
-fn end_held(tx: &mut Tx, token: &TokenHash) -> Result<bool, Fault> {
+fn end_held(tx: &mut Tx, token: &TokenHash, from: IpAddr) -> Result<bool, Fault> {
     match device_sessions::look_up(tx, token)? {
-        Known::Open(..) => sign_out(tx, token),
+        Known::Open(..) => sign_out(tx, token, from),
         Known::Rotated(session) => match device_sessions::by_id(tx, session)? {
-            Some(session) => sign_out(tx, &session.token),
+            Some(session) => sign_out(tx, &session.token, from),
             None => Ok(false),
         },
         Known::Ended(_) | Known::Nothing => Ok(false),

@@ -157,6 +157,7 @@ impl EventView {
     fn of_own(mut event: Recorded) -> Self {
         if event.actor_id.is_some_and(|actor| Some(actor) != event.user_id) {
             event.ip = None;
+            event.device_name = None;
         }
         EventView::of(event)
     }

@@ -25,7 +25,7 @@ use crate::guard::SignedIn;
 use crate::id::UserId;
 use crate::live_sessions::LiveSession;
 use crate::secret::Token;
-use crate::session_security::rotate;
+use crate::session_security::{judge, rotate};
 
 /// Changes the password of whoever is signed in.
 #[utoipa::path(put, path = "/me/password", tag = "Account", operation_id = "change_password", request_body = PasswordChange, security(("session" = [])),
@@ -57,7 +57,8 @@ pub async fn change(
     let hash = app.hasher.hash(client.ip, new_password, app.db.chance()).await?;
 
     let version = user.security_version;
-    let changed = app.db.write(move |tx| replace(tx, &me, &hash, version, sign_out_others)).await?;
+    let scene = client.scene().await?;
+    let changed = app.db.write(move |tx| replace(tx, &me, &hash, version, sign_out_others, &scene)).await?;
     Ok(changed.answer(&app))
 }
 
@@ -103,7 +104,11 @@ struct Changed {
 }
 
 /// Rotates, replaces the hash, ends the others: all or nothing.
-fn replace(tx: &mut Tx, me: &LiveSession, hash: &PasswordHash, version: i64, sign_out_others: bool) -> Result<Changed, Error> {
+fn replace(tx: &mut Tx, me: &LiveSession, hash: &PasswordHash, version: i64, sign_out_others: bool, scene: &Scene) -> Result<Changed, Error> {
+    if let Some(reason) = holding(tx, &me.token)?.and_then(|session| judge(&session.limits, session.last_active_at, tx.now()).reason()) {
+        // Its last moment came while the password was being hashed.
+        return Err(Refusal::SessionEnded(reason).into());
+    }
     let Some(token) = rotate(tx, me.id, &me.token)? else {
         still_current(tx, me)?;
         return Err(Refusal::Unauthenticated.into());
@@ -112,9 +117,9 @@ fn replace(tx: &mut Tx, me: &LiveSession, hash: &PasswordHash, version: i64, sig
         // It changed on another device while this one was proving the old one.
         return Err(Refusal::WrongCurrentPassword.into());
     }
-    let signed_out = if sign_out_others { end_others_of(tx, me, By::User, "password_changed")? } else { 0 };
+    let signed_out = if sign_out_others { end_others_of(tx, me, By::User, "password_changed", scene.clone())? } else { 0 };
     let session = holding(tx, &token.hash())?.ok_or_else(|| Fault::broken("a rotated session is gone"))?;
-    record(tx, Scene::of(&session), Event::PasswordChanged { by: By::User })?;
+    record(tx, scene.clone().whose(me.user_id).about(me.id), Event::PasswordChanged { by: By::User })?;
     let user = of_session(tx, me.user_id)?.view;
     Ok(Changed { user, session, token, signed_out, now: tx.now() })
 }

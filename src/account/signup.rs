@@ -42,7 +42,7 @@ pub async fn sign_up(
     }
     let hash = app.hasher.hash(client.ip, password, app.db.chance()).await?;
 
-    let arrival = Arrival::of(&app, client, &headers, false);
+    let arrival = Arrival::of(&app, client, &headers, false).await?;
     let account = NewAccount { email, hash, name, role: app.config.roles[0].clone() };
     let own = app.clone();
     let signed_in = app

@@ -40,7 +40,7 @@ impl Device {
         let parsed = PARSER.parse(agent);
         let (family, os) = (parsed.client.family.as_str(), parsed.os.family.as_str());
         if is_bot(agent, family) {
-            return Device { name: if family == "Other" { "Bot".into() } else { family.into() }, kind: "bot" };
+            return Device { name: BOTS.into_iter().find(|known| *known == family).unwrap_or("Bot").into(), kind: "bot" };
         }
         let browser = browser(family);
         let platform = platform(agent, os, hints);
@@ -55,23 +55,58 @@ impl Device {
     }
 }
 
-/// The name that people know a browser by.
-fn browser(family: &str) -> Option<&str> {
+/// The name that people know a browser by. Only names that we know are repeated: the owner of an account reads them, and a
+/// stranger writes their own agent (UNI-04).
+fn browser(family: &str) -> Option<&'static str> {
     let known = match family {
-        "Other" => return None,
         "Mobile Safari" | "Mobile Safari UI/WKWebView" => "Safari",
         "Chrome Mobile" | "Chrome Mobile iOS" | "Chrome Mobile WebView" | "HeadlessChrome" => "Chrome",
-        "Firefox Mobile" | "Firefox iOS" => "Firefox",
+        "Firefox Mobile" | "Firefox iOS" | "Firefox Focus" => "Firefox",
         "Edge Mobile" => "Edge",
-        "Opera Mobile" | "Opera Touch" => "Opera",
-        "Samsung Internet" => "Samsung Internet",
-        "curl" | "Wget" => return Some(family),
-        other => other,
+        "Opera Mobile" | "Opera Touch" | "Opera Mini" => "Opera",
+        "DuckDuckGo Mobile" => "DuckDuckGo",
+        "Yandex Browser" => "Yandex",
+        "Vivaldi Mobile" => "Vivaldi",
+        other => BROWSERS.into_iter().find(|known| *known == other)?,
     };
     Some(known)
 }
 
-fn platform<'a>(agent: &str, os: &'a str, hints: &'a Hints) -> Option<&'a str> {
+const BROWSERS: [&str; 30] = [
+    "Android",
+    "Apple Mail",
+    "Apache-HttpClient",
+    "Brave",
+    "Chrome",
+    "Chromium",
+    "DuckDuckGo",
+    "Edge",
+    "Electron",
+    "Epiphany",
+    "Falkon",
+    "Firefox",
+    "Go-http-client",
+    "IE",
+    "Konqueror",
+    "Opera",
+    "Pale Moon",
+    "PostmanRuntime",
+    "Python Requests",
+    "Python aiohttp",
+    "QQ Browser",
+    "Safari",
+    "Samsung Internet",
+    "SeaMonkey",
+    "Thunderbird",
+    "UC Browser",
+    "Vivaldi",
+    "Wget",
+    "curl",
+    "okhttp",
+];
+const BOTS: [&str; 8] = ["Googlebot", "bingbot", "DuckDuckBot", "Applebot", "YandexBot", "Baiduspider", "Facebookbot", "GPTBot"];
+
+fn platform(agent: &str, os: &str, hints: &Hints) -> Option<&'static str> {
     // iPadOS calls itself a Mac; only the device word tells, where it is there.
     if agent.contains("iPad") {
         return Some("iPad");
@@ -80,10 +115,10 @@ fn platform<'a>(agent: &str, os: &'a str, hints: &'a Hints) -> Option<&'a str> {
         return Some("iPhone");
     }
     let spoken = match os {
-        "Other" => hints.platform.as_deref().filter(|platform| KNOWN_PLATFORMS.contains(platform))?,
+        "Other" => hints.platform.as_deref().and_then(|told| KNOWN_PLATFORMS.into_iter().find(|known| *known == told))?,
         "Mac OS X" => "macOS",
         "Chrome OS" => "ChromeOS",
-        other => other,
+        other => DESKTOPS.into_iter().chain(KNOWN_PLATFORMS).find(|known| *known == other)?,
     };
     Some(spoken)
 }
@@ -158,6 +193,8 @@ mod tests {
             ("Mozilla/5.0 (Android 14; Mobile; rv:144.0) Gecko/144.0 Firefox/144.0", "Firefox on Android", "mobile"),
             ("Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", "Googlebot", "bot"),
             ("curl/8.5.0", "curl", "other"),
+            ("Call +1 555 0100 now bot/1.0", "Bot", "bot"),
+            ("Pay me now Spider/1", "Unknown device", "other"),
             ("", "Unknown device", "other"),
             ("<script>alert(1)</script>", "Unknown device", "other"),
         ];

@@ -2,13 +2,13 @@
 
 use clap::{Args, Subcommand};
 
-use super::table::{print, print_json};
+use super::table::{print, print_json, say};
 use super::{Failure, find};
 use crate::app::App;
 use crate::db::Fault;
 use crate::device_sessions::{self, DeviceSession, live_of, revoke, revoke_all};
 use crate::error::{Error, Refusal};
-use crate::event::By;
+use crate::event::{By, Scene};
 use crate::id::{SessionId, UserId};
 
 #[derive(Subcommand)]
@@ -88,8 +88,7 @@ async fn list(app: &App, user: Option<String>, json: bool) -> Result<(), Failure
         let (id, user) = (session.id.to_string(), session.user_id.to_string());
         vec![id, user, session.device_name, session.ip, session.last_active_at.to_string(), session.limits.expires_at.to_string(), new.into()]
     });
-    print(&["ID", "USER", "DEVICE", "IP", "LAST ACTIVE", "EXPIRES", "NEW"], rows);
-    Ok(())
+    print(&["ID", "USER", "DEVICE", "IP", "LAST ACTIVE", "EXPIRES", "NEW"], rows)
 }
 
 async fn end(app: &App, which: Which, json: bool) -> Result<(), Failure> {
@@ -99,7 +98,7 @@ async fn end(app: &App, which: Which, json: bool) -> Result<(), Failure> {
             app.db
                 .write(move |tx| -> Result<u64, Error> {
                     let id = find(tx, &who)?.view.id;
-                    Ok(revoke_all(tx, id, By::Cli, "asked")?)
+                    Ok(revoke_all(tx, id, By::Cli, "asked", Scene::default())?)
                 })
                 .await?
         }
@@ -108,8 +107,7 @@ async fn end(app: &App, which: Which, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&serde_json::json!({"signed_out": ended}));
     }
-    println!("{ended} sessions ended");
-    Ok(())
+    say(&format!("{ended} sessions ended"))
 }
 
 async fn end_one(app: &App, session: &str) -> Result<u64, Failure> {
@@ -117,7 +115,7 @@ async fn end_one(app: &App, session: &str) -> Result<u64, Failure> {
     app.db
         .write(move |tx| -> Result<(), Error> {
             let session = device_sessions::by_id(tx, id)?.ok_or(Refusal::NotFound)?;
-            revoke(tx, session.user_id, id, By::Cli)
+            revoke(tx, session.user_id, id, By::Cli, Scene::default())
         })
         .await?;
     Ok(1)
@@ -128,7 +126,7 @@ async fn end_all(app: &App) -> Result<u64, Failure> {
     let bar = super::upkeep::progress_spinner();
     let (mut ended, mut after) = (0, None);
     while let Some(user) = next_user(app, after).await? {
-        ended += app.db.write(move |tx| revoke_all(tx, user, By::Cli, "asked")).await.map_err(|fault: Fault| fault)?;
+        ended += app.db.write(move |tx| revoke_all(tx, user, By::Cli, "asked", Scene::default())).await.map_err(|fault: Fault| fault)?;
         bar.set_message(format!("{ended} sessions ended"));
         after = Some(user);
     }

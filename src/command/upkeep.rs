@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Failure;
-use super::table::{print, print_json};
+use super::table::{print, print_json, say};
 use crate::app::App;
 use crate::config::{Config, SETTINGS, Variables};
 use crate::db::{self, Url};
@@ -30,8 +30,7 @@ pub(super) async fn purge(app: &App, json: bool) -> Result<(), Failure> {
         let counts: serde_json::Map<String, serde_json::Value> = purged.iter().map(|(kind, gone)| (kind.replace(' ', "_"), (*gone).into())).collect();
         return print_json(&counts);
     }
-    print(&["WHAT", "DELETED"], purged.into_iter().map(|(kind, gone)| vec![kind.into(), gone.to_string()]));
-    Ok(())
+    print(&["WHAT", "DELETED"], purged.into_iter().map(|(kind, gone)| vec![kind.into(), gone.to_string()]))
 }
 
 pub(super) fn backup(config: &Config, file: &Path) -> Result<(), Failure> {
@@ -47,8 +46,7 @@ pub(super) fn backup(config: &Config, file: &Path) -> Result<(), Failure> {
     let done = db::backup(path, file, step).map_err(|fault| Failure::Failed(fault.to_string()));
     bar.finish_and_clear();
     done?;
-    println!("{}", file.display());
-    Ok(())
+    say(&file.display().to_string())
 }
 
 /// Prints the settings that count, and where each comes from.
@@ -65,6 +63,5 @@ pub(super) fn check_config(config: &Config, variables: &Variables, json: bool) -
             rows.map(|(name, value, from)| (name.into(), serde_json::json!({"value": value, "from": from}))).collect();
         return print_json(&all);
     }
-    print(&["SETTING", "VALUE", "FROM"], rows.map(|(name, value, from)| vec![name.into(), value.into(), from.into()]));
-    Ok(())
+    print(&["SETTING", "VALUE", "FROM"], rows.map(|(name, value, from)| vec![name.into(), value.into(), from.into()]))
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use clap::{Args, Subcommand};
 
-use super::table::{print, print_json};
+use super::table::{print, print_json, say};
 use super::{Failure, Who, find};
 use crate::account::User;
 use crate::account::email::Email;
@@ -124,7 +124,7 @@ async fn create(app: &App, email: &str, role: Option<String>, name: String, pass
 
 async fn list(app: &App, email: Option<&str>, json: bool) -> Result<(), Failure> {
     let email = match email {
-        Some(text) => Some(Email::parse(text).ok_or_else(|| Failure::Usage("--email: this is not an e-mail address".into()))?),
+        Some(text) => Some(Email::parse(text).ok_or_else(|| Failure::Failed("email: this is not an e-mail address".into()))?),
         None => None,
     };
     let mut all: Vec<User> = Vec::new();
@@ -143,8 +143,7 @@ async fn list(app: &App, email: Option<&str>, json: bool) -> Result<(), Failure>
         let state = if user.disabled { "disabled" } else { "enabled" };
         vec![user.view.id.to_string(), user.view.email, user.view.role, state.into(), user.view.created_at.to_string(), user.view.name]
     });
-    print(&["ID", "E-MAIL", "ROLE", "STATE", "CREATED", "NAME"], rows);
-    Ok(())
+    print(&["ID", "E-MAIL", "ROLE", "STATE", "CREATED", "NAME"], rows)
 }
 
 async fn replace_password(app: &App, who: Who, password: &PasswordSource, json: bool) -> Result<(), Failure> {
@@ -158,7 +157,7 @@ async fn replace_password(app: &App, who: Who, password: &PasswordSource, json: 
             if !set_password(tx, id, &hash, None)? {
                 return Err(Refusal::NotFound.into());
             }
-            let signed_out = revoke_all(tx, id, By::Cli, "password_changed")?;
+            let signed_out = revoke_all(tx, id, By::Cli, "password_changed", Scene::default())?;
             record(tx, Scene::to(id), Event::PasswordChanged { by: By::Cli })?;
             Ok(signed_out)
         })
@@ -184,15 +183,14 @@ fn show(user: User, signed_out: u64, json: bool) -> Result<(), Failure> {
         return print_json(&serde_json::json!({"user": AdminUserView::of(user), "signed_out": signed_out}));
     }
     let state = if user.disabled { "disabled" } else { "enabled" };
-    println!("{} {} role {}, {state}, {signed_out} sessions ended", user.view.id, user.view.email, user.view.role);
-    Ok(())
+    say(&format!("{} {} role {}, {state}, {signed_out} sessions ended", user.view.id, user.view.email, user.view.role))
 }
 
 fn known_role(app: &App, role: Option<String>) -> Result<String, Failure> {
     match role {
         None => Ok(app.config.roles[0].clone()),
         Some(role) if app.config.roles.contains(&role) => Ok(role),
-        Some(role) => Err(Failure::Usage(format!("--role {role}: must be one of {}", app.config.roles.join(", ")))),
+        Some(role) => Err(Failure::Failed(format!("role {role}: must be one of {}", app.config.roles.join(", ")))),
     }
 }
 

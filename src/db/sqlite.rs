@@ -8,7 +8,7 @@
 //!
 //! # Other processes
 //! The command line opens the same file while the server runs. The writer's `PRAGMA data_version` changes exactly when
-//! another connection has committed, and only the writer of this process ever commits here; so a change means that
+//! another connection has written to the file, and only the writer of this process ever commits here; so a change means that
 //! somebody else wrote, and every session in memory is read again before it counts.
 
 use std::ffi::OsString;
@@ -28,13 +28,17 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Arg, Driver, Fault, Mode, Row};
+use crate::chance::Chance;
 use crate::live_sessions::LiveSessions;
 
 /// Readers on blocking threads: lists, pages, the audit log.
 const READERS: u32 = 4;
-/// How long a statement waits for a lock of another process.
+/// How long a statement waits for a lock of another process, and a caller for a turn.
 const BUSY: Duration = Duration::from_secs(5);
-/// The write-ahead log is emptied when it has grown past this; with the one batch that may follow it stays under 64 MiB.
+/// The same on the server's own threads, where nobody may wait.
+const BUSY_AT_ONCE: Duration = Duration::from_millis(20);
+/// The write-ahead log is emptied when it has grown past this; so it stays under 64 MiB, except while somebody reads one
+/// snapshot for long (a backup).
 const WAL_LIMIT: u64 = 16 << 20;
 
 pub(super) struct Sqlite {
@@ -55,6 +59,8 @@ struct Watch {
     gone: AtomicBool,
     /// The last look could take a turn at writing.
     usable: AtomicBool,
+    /// A write failed for want of space or of rights, and none has succeeded since.
+    failing: AtomicBool,
     data_version: AtomicI64,
     live: LiveSessions,
 }
@@ -64,7 +70,7 @@ impl Sqlite {
     pub(super) fn open(path: &Path, live: LiveSessions) -> Result<Self, Fault> {
         let identity = prepare_file(path).map_err(|e| Fault::broken(reason_of(&e)))?;
         // The writer opens first: it is the one that may turn the write-ahead log on.
-        let writer = pool(path, 1, false)?;
+        let writer = pool(path, 1, Access { writes: true, busy: BUSY })?;
         let data_version = data_version(&*writer.get().map_err(pool_fault)?)?;
         let threads = std::thread::available_parallelism().map_or(4, |n| u32::try_from(n.get()).unwrap_or(4));
         let watch = Watch {
@@ -72,14 +78,15 @@ impl Sqlite {
             identity,
             gone: AtomicBool::new(false),
             usable: AtomicBool::new(true),
+            failing: AtomicBool::new(false),
             data_version: AtomicI64::new(data_version),
             live,
         };
         Ok(Sqlite {
-            readers: pool(path, READERS, true)?,
+            readers: pool(path, READERS, Access { writes: false, busy: BUSY })?,
             read_turn: Arc::new(Semaphore::new(READERS as usize)),
             // One for each of the server's own threads, which hold it without waiting: look-ups by key.
-            glancers: pool(path, threads, true)?,
+            glancers: pool(path, threads, Access { writes: false, busy: BUSY_AT_ONCE })?,
             writer,
             write_turn: Arc::new(Semaphore::new(1)),
             watch: Arc::new(watch),
@@ -102,7 +109,8 @@ impl Sqlite {
     }
 
     async fn lend(&self, pool: &Pool<SqliteConnectionManager>, turn: &Arc<Semaphore>) -> Result<Box<dyn Driver>, Fault> {
-        let turn = turn.clone().acquire_owned().await.map_err(|e| Fault::broken(e.to_string()))?;
+        let turn = tokio::time::timeout(BUSY, turn.clone().acquire_owned()).await;
+        let turn = turn.map_err(|_| Fault::unavailable("too many are waiting for it"))?.map_err(|e| Fault::broken(e.to_string()))?;
         self.watch.check()?;
         // Whoever holds a turn finds a free connection, so this does not block.
         let connection = pool.get().map_err(pool_fault)?;
@@ -120,7 +128,7 @@ impl Sqlite {
 
     /// What the last look found.
     pub(super) fn is_usable(&self) -> bool {
-        self.watch.usable.load(Ordering::Relaxed)
+        self.watch.usable.load(Ordering::Relaxed) && !self.watch.failing.load(Ordering::Relaxed)
     }
 }
 
@@ -161,11 +169,22 @@ fn prepare_file(path: &Path) -> io::Result<(u64, u64)> {
     if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
-    if meta.permissions().mode() & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), "the database file was readable by others; its mode is now 0600");
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    for suffix in ["", "-wal", "-shm"] {
+        close_to_others(&with_suffix(path, suffix))?;
     }
     Ok((meta.dev(), meta.ino()))
+}
+
+fn close_to_others(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.permissions().mode() & 0o077 != 0 => {
+            tracing::warn!(path = %path.display(), "this file was open to others; its mode is now 0600");
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        }
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    }
 }
 
 fn reason_of(e: &io::Error) -> String {
@@ -183,12 +202,21 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-fn pool(path: &Path, size: u32, query_only: bool) -> Result<Pool<SqliteConnectionManager>, Fault> {
+/// What a connection is for.
+#[derive(Clone, Copy)]
+struct Access {
+    writes: bool,
+    busy: Duration,
+}
+
+fn pool(path: &Path, size: u32, access: Access) -> Result<Pool<SqliteConnectionManager>, Fault> {
     // No CREATE: the file was made with its rights. No shared mutex: a connection has one user at a time.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     // The writer's first connection is opened here, so that a bad file is named by its own error, not by the pool's.
-    set_up(&mut Connection::open_with_flags(path, flags).map_err(fault)?, query_only).map_err(fault)?;
-    let manager = SqliteConnectionManager::file(path).with_flags(flags).with_init(move |c| set_up(c, query_only));
+    let mut first = Connection::open_with_flags(path, flags).map_err(fault)?;
+    set_up(&mut first, access).map_err(fault)?;
+    check_journal(&first)?;
+    let manager = SqliteConnectionManager::file(path).with_flags(flags).with_init(move |c| set_up(c, access));
     Pool::builder()
         .max_size(size)
         .test_on_check_out(false)
@@ -200,14 +228,21 @@ fn pool(path: &Path, size: u32, query_only: bool) -> Result<Pool<SqliteConnectio
         .map_err(pool_fault)
 }
 
-fn set_up(connection: &mut Connection, query_only: bool) -> rusqlite::Result<()> {
-    connection.busy_timeout(BUSY)?;
-    if !query_only {
+/// SQLite does not fail where it cannot have a write-ahead log (a network file system); it goes on without. We do not.
+fn check_journal(connection: &Connection) -> Result<(), Fault> {
+    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(fault)?;
+    if mode == "wal" { Ok(()) } else { Err(Fault::broken("its file system has no shared memory for a write-ahead log; put it on a local disk")) }
+}
+
+fn set_up(connection: &mut Connection, Access { writes, busy }: Access) -> rusqlite::Result<()> {
+    connection.busy_timeout(busy)?;
+    if writes {
         connection.execute_batch("PRAGMA journal_mode = WAL;")?;
     }
     connection.execute_batch(&format!(
-        "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA query_only = {query_only};
-         PRAGMA mmap_size = 1073741824; PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 16777216;"
+        "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA query_only = {};
+         PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 16777216;",
+        !writes
     ))?;
     connection.set_prepared_statement_cache_capacity(256);
     // Without this a database that was ever ANALYZEd re-plans every prepared statement at every new binding.
@@ -231,16 +266,16 @@ struct Conn {
 
 impl Conn {
     fn execute(&self, sql: &'static str) -> Result<(), Fault> {
-        self.connection.prepare_cached(sql).and_then(|mut st| st.execute([])).map(|_| ()).map_err(fault)
+        self.connection.prepare_cached(sql).and_then(|mut st| st.execute([])).map(|_| ()).map_err(|e| self.failed(e))
     }
 
-    /// Back to FULL, which is what the next borrower expects.
-    fn tighten(&mut self) -> Result<(), Fault> {
-        if self.relaxed {
-            self.connection.execute_batch("PRAGMA synchronous = FULL").map_err(fault)?;
-            self.relaxed = false;
+    /// Notes a failure that others should know of: the next writes will fail too.
+    fn failed(&self, e: rusqlite::Error) -> Fault {
+        use rusqlite::ErrorCode as Code;
+        if matches!(e.sqlite_error_code(), Some(Code::DiskFull | Code::ReadOnly | Code::SystemIoFailure | Code::DatabaseCorrupt)) {
+            self.watch.failing.store(true, Ordering::Relaxed);
         }
-        Ok(())
+        fault(e)
     }
 }
 
@@ -275,14 +310,14 @@ impl Driver for Conn {
 
     fn run(&mut self, sql: &'static str, args: &[Arg<'_>]) -> Result<u64, Fault> {
         let mut st = self.connection.prepare_cached(sql).map_err(fault)?;
-        st.execute(rusqlite::params_from_iter(args)).map(|n| n as u64).map_err(fault)
+        st.execute(rusqlite::params_from_iter(args)).map(|n| n as u64).map_err(|e| self.failed(e))
     }
 
     fn run_each(&mut self, sql: &'static str, batch: &[Vec<Arg<'_>>]) -> Result<u64, Fault> {
         let mut st = self.connection.prepare_cached(sql).map_err(fault)?;
         let mut changed = 0;
         for args in batch {
-            changed += st.execute(rusqlite::params_from_iter(args)).map_err(fault)? as u64;
+            changed += st.execute(rusqlite::params_from_iter(args)).map_err(|e| self.failed(e))? as u64;
         }
         Ok(changed)
     }
@@ -303,7 +338,7 @@ impl Driver for Conn {
     fn commit(&mut self) -> Result<(), Fault> {
         self.execute("COMMIT")?;
         self.open = false;
-        self.tighten()
+        Ok(())
     }
 
     fn rollback(&mut self) {
@@ -312,9 +347,6 @@ impl Driver for Conn {
             tracing::error!("a transaction could not be rolled back");
         }
         self.open = false;
-        if let Err(e) = self.tighten() {
-            tracing::error!(error = %e, "the writer could not be set back to synchronous=FULL");
-        }
     }
 
     fn has_table(&mut self, name: &str) -> Result<bool, Fault> {
@@ -326,13 +358,20 @@ impl Driver for Conn {
     }
 
     fn tend(&mut self, wal_is_large: bool) -> Result<(), Fault> {
-        // A turn at writing, given back: it shows that one can be had, and what others have written.
+        // A turn at writing: it shows that one can be had, and what others have written. Only when a write has failed
+        // before does it write: that costs a sync.
         self.begin(Mode::Write)?;
-        self.rollback();
+        if self.watch.failing.load(Ordering::Relaxed) {
+            self.execute("UPDATE migrations SET applied_at = applied_at")?;
+            self.commit()?;
+            self.watch.failing.store(false, Ordering::Relaxed);
+        } else {
+            self.rollback();
+        }
         if !wal_is_large {
             return Ok(());
         }
-        // A reader that stays long (a backup) must not stop the writer: then this fails, and is tried again.
+        // A reader that stays long (a backup) must not stop the writer: then this does what it can, and is tried again.
         self.connection.busy_timeout(Duration::from_millis(20)).map_err(fault)?;
         let done = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
         self.connection.busy_timeout(BUSY).map_err(fault)?;
@@ -343,8 +382,13 @@ impl Driver for Conn {
 // A closure that panicked must not hand back a connection with an open transaction.
 impl Drop for Conn {
     fn drop(&mut self) {
-        if self.open || self.relaxed {
+        if self.open {
             self.rollback();
+        }
+        if self.relaxed && self.connection.execute_batch("PRAGMA synchronous = FULL").is_err() {
+            // FULL is what the next borrower must find.
+            self.watch.failing.store(true, Ordering::Relaxed);
+            tracing::error!("the writer could not be set back to synchronous=FULL");
         }
     }
 }
@@ -377,7 +421,8 @@ pub fn backup(from: &Path, to: &Path, mut step: impl FnMut(u64, u64)) -> Result<
     if to.exists() {
         return Err(Fault::broken(format!("{} exists already", to.display())));
     }
-    let partial = with_suffix(to, ".partial");
+    // A name that nobody can have waited for, and a file that is new: never one that somebody else put there.
+    let partial = with_suffix(to, &format!(".{:016x}.partial", u64::from_be_bytes(Chance::System.bytes())));
     let made = copy(from, &partial, &mut step).and_then(|()| {
         let settle = || -> io::Result<()> {
             fs::File::open(&partial)?.sync_all()?;
@@ -394,7 +439,7 @@ pub fn backup(from: &Path, to: &Path, mut step: impl FnMut(u64, u64)) -> Result<
 
 fn copy(from: &Path, to: &Path, step: &mut impl FnMut(u64, u64)) -> Result<(), Fault> {
     let named = |e: io::Error| Fault::broken(format!("{}: {}", to.display(), reason_of(&e)));
-    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(to).map_err(named)?;
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(named)?;
     let source = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(fault)?;
     source.busy_timeout(BUSY).map_err(fault)?;
     // The open snapshot makes all steps copy one moment; without it every write by the server would start the copy again.

@@ -3,8 +3,9 @@
 //! A hash takes some 17 ms of a core by design. So it never runs on the threads that answer requests: it has threads of its
 //! own, at the lowest priority, each with memory that it keeps. Whoever is signed in does not feel a flood of sign-ins.
 //!
-//! The queue is bounded, and fair: sources take turns, and none may fill it for the others. What does not fit is refused at
-//! once (`503 overloaded`); what nobody waits for any more is not computed. SLOW-03.
+//! The queue is bounded, and fair: sources take turns, and when it is full a newcomer takes the place of the newest job of
+//! the source that has most. What does not fit is refused at once (`503 overloaded`); what nobody waits for any more is not
+//! computed. SLOW-03.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -114,15 +115,24 @@ impl Hasher {
             }
         });
         self.push(network_of(source), Job { work, wanted: Box::new(wanted) })?;
-        result.await.map_err(|_| Fault::broken("a hashing thread died").into())
+        // The sender is dropped with a job that was pushed out of the queue.
+        result.await.map_err(|_| Refusal::Overloaded(2).into())
     }
 
     fn push(&self, source: String, job: Job) -> Result<(), Error> {
         let mut state = self.queue.lock();
         let State { jobs, turns, waiting, .. } = &mut *state;
         let of_source = jobs.get(&source).map_or(0, VecDeque::len);
-        if *waiting >= IN_ALL * self.threads || of_source >= PER_SOURCE * self.threads {
+        if of_source >= PER_SOURCE * self.threads {
             return Err(Refusal::Overloaded(2).into());
+        }
+        if *waiting >= IN_ALL * self.threads {
+            // Whoever is pushed out loses the sender of its answer, and hears the same.
+            match jobs.values_mut().max_by_key(|queued| queued.len()) {
+                Some(longest) if longest.len() > of_source + 1 => drop(longest.pop_back()),
+                _ => return Err(Refusal::Overloaded(2).into()),
+            }
+            *waiting -= 1;
         }
         if of_source == 0 {
             turns.push_back(source.clone());
@@ -160,6 +170,7 @@ fn work_off(queue: &Queue) {
         if (job.wanted)() {
             // A panic here would cost a thread for good; the job's caller hears of it by its channel.
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (job.work)(&mut memory)));
+            memory.forget();
         }
     }
 }
@@ -244,6 +255,23 @@ mod tests {
         let accepted = (0..1000).filter(|_| hasher.push("flood".into(), job(&log, 1)).is_ok()).count();
         assert_eq!(accepted, PER_SOURCE);
         assert!(hasher.push("ana".into(), job(&log, 2)).is_ok());
+        drop(hold);
+    }
+
+    #[test]
+    fn several_floods_cannot_fill_the_queue_either() {
+        let hasher = hasher();
+        let hold = block(&hasher);
+        let log = Arc::default();
+        for n in 0..1000 {
+            let _ = hasher.push(format!("flood {}", n % 4), job(&log, 1));
+        }
+        assert_eq!(hasher.queue.lock().waiting, IN_ALL);
+        for _ in 0..10 {
+            assert!(hasher.push("ana".into(), job(&log, 2)).is_ok());
+        }
+        assert_eq!(hasher.queue.lock().waiting, IN_ALL);
+        assert_eq!(hasher.queue.lock().jobs["ana"].len(), 10);
         drop(hold);
     }
 

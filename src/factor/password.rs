@@ -114,6 +114,13 @@ struct Parsed {
 #[derive(Default)]
 pub struct Memory(Vec<Block>);
 
+impl Memory {
+    /// Wipes the first blocks: with a single pass they would still hold what a guess could be checked against cheaply.
+    pub fn forget(&mut self) {
+        self.0.iter_mut().take(2).for_each(|block| *block = Block::default());
+    }
+}
+
 const HASH_BYTES: usize = 32;
 
 impl PasswordHash {

@@ -9,11 +9,11 @@ use std::future::{Future, Ready, ready};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready as poll_ready};
 use std::time::Duration;
 
-use axum::http::Request;
+use axum::http::{Request, Version};
 use axum_server::accept::Accept;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
@@ -64,35 +64,43 @@ impl<I, S> Accept<I, S> for Paced {
     type Future = Ready<io::Result<(Self::Stream, Self::Service)>>;
 
     fn accept(&self, stream: I, service: S) -> Self::Future {
-        let running = Arc::new(AtomicUsize::new(0));
+        let line = Arc::new(Line::default());
         let deadline = Instant::now() + HEADERS;
         let stream = PacedStream {
             inner: stream,
-            running: running.clone(),
+            line: line.clone(),
             phase: Phase::Headers,
-            http2: None,
             deadline,
             write_deadline: None,
             armed: deadline,
             timer: Box::pin(tokio::time::sleep_until(deadline)),
         };
-        ready(Ok((stream, PacedService { inner: service, running, serving: self.serving.clone() })))
+        ready(Ok((stream, PacedService { inner: service, line, serving: self.serving.clone() })))
     }
+}
+
+/// What the service of a connection tells its stream.
+#[derive(Default)]
+struct Line {
+    /// Requests that run on it.
+    running: AtomicUsize,
+    /// It speaks HTTP/2, whose frames say nothing about requests: there only silence counts.
+    http2: AtomicBool,
 }
 
 /// Counts the requests that run on a connection.
 #[derive(Clone)]
 pub(super) struct PacedService<S> {
     inner: S,
-    running: Arc<AtomicUsize>,
+    line: Arc<Line>,
     serving: Serving,
 }
 
-struct Running(Arc<AtomicUsize>, Serving);
+struct Running(Arc<Line>, Serving);
 
 impl Running {
-    fn begin(on: &Arc<AtomicUsize>, serving: &Serving) -> Self {
-        on.fetch_add(1, Ordering::SeqCst);
+    fn begin(on: &Arc<Line>, serving: &Serving) -> Self {
+        on.running.fetch_add(1, Ordering::SeqCst);
         serving.0.running.fetch_add(1, Ordering::SeqCst);
         Running(on.clone(), serving.clone())
     }
@@ -100,7 +108,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
         if self.1.0.running.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.1.0.none.notify_waiters();
         }
@@ -121,7 +129,10 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let running = Running::begin(&self.running, &self.serving);
+        if request.version() == Version::HTTP_2 {
+            self.line.http2.store(true, Ordering::Relaxed);
+        }
+        let running = Running::begin(&self.line, &self.serving);
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await;
@@ -144,10 +155,8 @@ enum Phase {
 /// A connection with deadlines.
 pub(super) struct PacedStream<I> {
     inner: I,
-    running: Arc<AtomicUsize>,
+    line: Arc<Line>,
     phase: Phase,
-    /// Unknown until the first byte. Frames of HTTP/2 say nothing about requests, so there only silence counts.
-    http2: Option<bool>,
     deadline: Instant,
     write_deadline: Option<Instant>,
     /// When the timer will ring. It is set late and seldom: most requests arrive in one piece and never wait for it.
@@ -175,10 +184,8 @@ impl<I> PacedStream<I> {
         self.armed = deadline;
     }
 
-    fn note_arrival(&mut self, first: u8) {
-        // The preface of HTTP/2 is the one "request" that begins with "PRI".
-        let http2 = *self.http2.get_or_insert(first == b'P');
-        if self.phase == Phase::Silent && !http2 {
+    fn note_arrival(&mut self) {
+        if self.phase == Phase::Silent && !self.line.http2.load(Ordering::Relaxed) {
             self.phase = Phase::Headers;
             self.deadline = Instant::now() + HEADERS;
         }
@@ -197,7 +204,7 @@ impl<I> PacedStream<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for PacedStream<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.running.load(Ordering::SeqCst) > 0 {
+        if this.line.running.load(Ordering::SeqCst) > 0 {
             this.phase = Phase::Running;
             return Pin::new(&mut this.inner).poll_read(cx, buffer);
         }
@@ -207,8 +214,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for PacedStream<I> {
         }
         let before = buffer.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut this.inner).poll_read(cx, buffer) {
-            if let Some(first) = buffer.filled().get(before) {
-                this.note_arrival(*first);
+            if buffer.filled().len() > before {
+                this.note_arrival();
             }
             return Poll::Ready(read);
         }
@@ -249,18 +256,18 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     /// What happens to a connection on which the client does this, on tokio's stopped clock.
-    struct Line {
+    struct Scene {
         client: DuplexStream,
         server: PacedStream<DuplexStream>,
         serving: Serving,
     }
 
-    impl Line {
+    impl Scene {
         fn open() -> Self {
             let (client, server) = tokio::io::duplex(16);
             let serving = Serving::default();
             let (server, _) = Paced::new(serving.clone()).accept(server, ()).into_inner().expect("accepts");
-            Line { client, server, serving }
+            Scene { client, server, serving }
         }
 
         /// Reads one byte, and says how many seconds it took.
@@ -272,7 +279,7 @@ mod tests {
 
         /// Runs a request: hyper asks for more while it runs.
         async fn run_a_request(&mut self, took: Duration) {
-            let running = Running::begin(&self.server.running, &self.serving);
+            let running = Running::begin(&self.server.line, &self.serving);
             assert!(tokio::time::timeout(took, self.server.read_u8()).await.is_err());
             drop(running);
         }
@@ -280,10 +287,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn headers_that_do_not_come_in_ten_seconds_are_cut() {
-        let mut line = Line::open();
+        let mut line = Scene::open();
         assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 10));
         // SLOW-01: a byte now and then does not help.
-        let mut line = Line::open();
+        let mut line = Scene::open();
         for _ in 0..9 {
             line.client.write_u8(b'G').await.expect("room");
             assert_eq!(line.read().await.0, Ok(b'G'));
@@ -294,7 +301,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_kept_connection_may_be_silent_for_a_minute() {
-        let mut line = Line::open();
+        let mut line = Scene::open();
         line.client.write_u8(b'G').await.expect("room");
         line.read().await.0.expect("a byte");
         line.run_a_request(Duration::from_secs(30)).await;
@@ -303,7 +310,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_next_request_has_ten_seconds_from_its_first_byte() {
-        let mut line = Line::open();
+        let mut line = Scene::open();
         line.run_a_request(Duration::from_secs(1)).await;
         assert!(tokio::time::timeout(Duration::from_secs(40), line.server.read_u8()).await.is_err());
         line.client.write_u8(b'G').await.expect("room");
@@ -311,13 +318,25 @@ mod tests {
         assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 10));
     }
 
+    /// `POST`, `PUT` and `PATCH` begin like the preface of HTTP/2.
     #[tokio::test(start_paused = true)]
-    async fn frames_of_http2_do_not_start_the_clock_of_a_request() {
-        let mut line = Line::open();
+    async fn a_connection_that_began_with_a_post_is_cut_like_any_other() {
+        let mut line = Scene::open();
+        for _ in 0..2 {
+            line.client.write_u8(b'P').await.expect("room");
+            assert_eq!(line.read().await.0, Ok(b'P'));
+            line.run_a_request(Duration::from_secs(1)).await;
+        }
         line.client.write_u8(b'P').await.expect("room");
         assert_eq!(line.read().await.0, Ok(b'P'));
+        assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_of_http2_do_not_start_the_clock_of_a_request() {
+        let mut line = Scene::open();
+        line.server.line.http2.store(true, Ordering::Relaxed);
         line.run_a_request(Duration::from_secs(1)).await;
-        tokio::task::yield_now().await;
         line.client.write_u8(0).await.expect("room");
         assert_eq!(line.read().await.0, Ok(0));
         assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 60));
@@ -325,7 +344,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_read_is_cut_after_a_minute() {
-        let mut line = Line::open();
+        let mut line = Scene::open();
         let begun = Instant::now();
         let written = line.server.write_all(&[0; 64]).await;
         assert_eq!(written.map_err(|e| e.kind()), Err(io::ErrorKind::TimedOut));
@@ -334,8 +353,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn draining_waits_for_what_runs() {
-        let line = Line::open();
-        let running = Running::begin(&line.server.running, &line.serving);
+        let line = Scene::open();
+        let running = Running::begin(&line.server.line, &line.serving);
         assert!(tokio::time::timeout(Duration::from_secs(5), line.serving.idle()).await.is_err());
         drop(running);
         line.serving.idle().await;
