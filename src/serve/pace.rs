@@ -70,6 +70,7 @@ impl<I, S> Accept<I, S> for Paced {
             inner: stream,
             line: line.clone(),
             phase: Phase::Headers,
+            begun: 0,
             deadline,
             write_deadline: None,
             armed: deadline,
@@ -84,6 +85,8 @@ impl<I, S> Accept<I, S> for Paced {
 struct Line {
     /// Requests that run on it.
     running: AtomicUsize,
+    /// Requests that have begun on it: a quick one is over before the stream is asked again.
+    begun: AtomicUsize,
     /// It speaks HTTP/2, whose frames say nothing about requests: there only silence counts.
     http2: AtomicBool,
 }
@@ -101,6 +104,7 @@ struct Running(Arc<Line>, Serving);
 impl Running {
     fn begin(on: &Arc<Line>, serving: &Serving) -> Self {
         on.running.fetch_add(1, Ordering::SeqCst);
+        on.begun.fetch_add(1, Ordering::SeqCst);
         serving.0.running.fetch_add(1, Ordering::SeqCst);
         Running(on.clone(), serving.clone())
     }
@@ -148,8 +152,6 @@ enum Phase {
     Silent,
     /// A request has begun to arrive.
     Headers,
-    /// A request is running: its time is the handler's.
-    Running,
 }
 
 /// A connection with deadlines.
@@ -157,6 +159,8 @@ pub(super) struct PacedStream<I> {
     inner: I,
     line: Arc<Line>,
     phase: Phase,
+    /// The requests that had begun when the stream was last asked.
+    begun: usize,
     deadline: Instant,
     write_deadline: Option<Instant>,
     /// When the timer will ring. It is set late and seldom: most requests arrive in one piece and never wait for it.
@@ -205,10 +209,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for PacedStream<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.line.running.load(Ordering::SeqCst) > 0 {
-            this.phase = Phase::Running;
             return Pin::new(&mut this.inner).poll_read(cx, buffer);
         }
-        if this.phase == Phase::Running {
+        let begun = this.line.begun.load(Ordering::SeqCst);
+        if this.begun != begun {
+            this.begun = begun;
             this.phase = Phase::Silent;
             this.deadline = Instant::now() + SILENCE;
         }
@@ -306,6 +311,19 @@ mod tests {
         line.read().await.0.expect("a byte");
         line.run_a_request(Duration::from_secs(30)).await;
         assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 60));
+    }
+
+    /// Most requests are over before hyper asks for more.
+    #[tokio::test(start_paused = true)]
+    async fn a_quick_request_makes_a_kept_connection_too() {
+        let mut line = Scene::open();
+        for _ in 0..3 {
+            line.client.write_u8(b'G').await.expect("room");
+            line.read().await.0.expect("a byte");
+            drop(Running::begin(&line.server.line, &line.serving));
+            assert!(tokio::time::timeout(Duration::from_secs(50), line.server.read_u8()).await.is_err());
+        }
+        assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 10));
     }
 
     #[tokio::test(start_paused = true)]
