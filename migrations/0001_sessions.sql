@@ -39,8 +39,7 @@ CREATE TABLE device_sessions (
   ended_reason TEXT,
   CHECK ((ended_at IS NULL) = (ended_reason IS NULL))
 );
-CREATE INDEX device_sessions_of_user ON device_sessions (user_id) WHERE ended_at IS NULL;
-CREATE INDEX device_sessions_by_user ON device_sessions (user_id);
+CREATE INDEX device_sessions_of_user ON device_sessions (user_id, ended_at);
 CREATE INDEX device_sessions_ended ON device_sessions (ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX device_sessions_due ON device_sessions (expires_at) WHERE ended_at IS NULL;
 
@@ -48,6 +47,8 @@ CREATE TABLE retired_tokens (
   token_hash BYTEA NOT NULL PRIMARY KEY CHECK (length(token_hash) = 32),
   session_id UUID NOT NULL REFERENCES device_sessions (id) ON DELETE CASCADE,
   retired_at BIGINT NOT NULL,
+  -- 1 once a request has come with a later token of the session: from then on this one can only be a copy.
+  successor_used BIGINT NOT NULL,
   -- Set once, by the report of its reuse.
   reuse_seen_at BIGINT
 );

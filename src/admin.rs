@@ -5,7 +5,6 @@
 //! at the same instant cannot both succeed (ADM-03). The command line does its deeds through the same functions (CLI-02).
 
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -16,10 +15,10 @@ use crate::account::{User, UserView, by_email, by_id, logout, select_users};
 use crate::app::App;
 use crate::client::Client;
 use crate::db::{Fault, Tx};
-use crate::device_sessions::{SessionList, SignedOut, revoke, revoke_all, still_current, views_of};
+use crate::device_sessions::{SessionList, SignedOut, gone, listed, revoke, revoke_all, still_current};
 use crate::error::{Error, Problem, Refusal};
 use crate::event::{self, By, Event, KINDS, Scene, record};
-use crate::form::{Form, FromForm, Json, NoQuery, Query};
+use crate::form::{Form, FromForm, Json, NoQuery, Nothing, Query, Rules};
 use crate::guard::{ADMIN, Admin, PathId, PathIds};
 use crate::id::{EventId, UserId};
 use crate::live_sessions::LiveSession;
@@ -27,7 +26,7 @@ use crate::live_sessions::LiveSession;
 /// `GET /admin/users`: the users, newest first.
 #[utoipa::path(get, path = "/admin/users", tag = "Administration", operation_id = "list_users", security(("session" = [])),
     params(("email" = Option<String>, Query, description = "Exactly this address, after normalisation"), ("before" = Option<Uuid>, Query), ("limit" = Option<u32>, Query, minimum = 1, maximum = 100)),
-    responses((status = 200, body = UserPage), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = UserPage), (status = 403, body = Problem)))]
 pub async fn list_users(State(app): State<App>, Admin(_): Admin, Query(ask): Query<UserQuery>) -> Result<axum::Json<UserPage>, Error> {
     let UserQuery { email, page: Page { before, limit } } = ask;
     let users = app.db.read(move |tx| users(tx, email.as_ref(), UserId(before), limit + 1).map_err(Error::from)).await?;
@@ -37,7 +36,7 @@ pub async fn list_users(State(app): State<App>, Admin(_): Admin, Query(ask): Que
 
 /// `GET /admin/users/{id}`: one user.
 #[utoipa::path(get, path = "/admin/users/{id}", tag = "Administration", operation_id = "show_user", params(("id" = Uuid, Path)), security(("session" = [])),
-    responses((status = 200, body = AdminUserAnswer), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = AdminUserAnswer), (status = 403, body = Problem), (status = 404, body = Problem)))]
 pub async fn show_user(
     State(app): State<App>,
     Admin(_): Admin,
@@ -50,8 +49,8 @@ pub async fn show_user(
 
 /// `PUT /admin/users/{id}/role`: gives a user another role, and ends all their sessions.
 #[utoipa::path(put, path = "/admin/users/{id}/role", tag = "Administration", operation_id = "set_role", request_body = RoleChange, params(("id" = Uuid, Path)), security(("session" = [])),
-    responses((status = 200, body = UserChanged), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem),
-        (status = 409, body = Problem), (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = UserChanged), (status = 403, body = Problem), (status = 404, body = Problem),
+        (status = 409, body = Problem)))]
 pub async fn put_role(
     State(app): State<App>,
     Admin(me): Admin,
@@ -60,74 +59,56 @@ pub async fn put_role(
     id: Result<PathId<UserId>, Error>,
     Json(RoleChange { role }): Json<RoleChange>,
 ) -> Result<axum::Json<UserChanged>, Error> {
-    if !app.config.roles.contains(&role) {
-        let message = format!("This must be one of {}.", app.config.roles.join(", "));
-        let error = crate::error::FieldError { field: "role".into(), code: "invalid".into(), message: message.into() };
-        return Err(Refusal::Invalid(vec![error]).into());
-    }
     let PathId(id) = id?;
     change(&app, me, &client, id, move |tx, by, scene| set_role(tx, id, &role, by, scene)).await
 }
 
 /// `POST /admin/users/{id}/disable`: closes an account, and ends all its sessions.
 #[utoipa::path(post, path = "/admin/users/{id}/disable", tag = "Administration", operation_id = "disable_user", params(("id" = Uuid, Path)), security(("session" = [])),
-    responses((status = 200, body = UserChanged), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem),
-        (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = UserChanged), (status = 403, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn disable_user(
     State(app): State<App>,
     Admin(me): Admin,
     client: Client,
-    Query(NoQuery): Query<NoQuery>,
-    PathId(id): PathId<UserId>,
+    id: Result<PathId<UserId>, Error>,
+    _: Nothing,
 ) -> Result<axum::Json<UserChanged>, Error> {
+    let PathId(id) = id?;
     change(&app, me, &client, id, move |tx, by, scene| disable(tx, id, by, scene)).await
 }
 
 /// `POST /admin/users/{id}/enable`: opens it again. No session comes back.
 #[utoipa::path(post, path = "/admin/users/{id}/enable", tag = "Administration", operation_id = "enable_user", params(("id" = Uuid, Path)), security(("session" = [])),
-    responses((status = 200, body = UserChanged), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem),
-        (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = UserChanged), (status = 403, body = Problem), (status = 404, body = Problem)))]
 pub async fn enable_user(
     State(app): State<App>,
     Admin(me): Admin,
     client: Client,
-    Query(NoQuery): Query<NoQuery>,
-    PathId(id): PathId<UserId>,
+    id: Result<PathId<UserId>, Error>,
+    _: Nothing,
 ) -> Result<axum::Json<UserChanged>, Error> {
+    let PathId(id) = id?;
     change(&app, me, &client, id, move |tx, by, scene| enable(tx, id, by, scene).map(|()| 0)).await
 }
 
 /// `GET /admin/users/{id}/sessions`: a user's live sessions.
 #[utoipa::path(get, path = "/admin/users/{id}/sessions", tag = "Administration", operation_id = "list_sessions_of_user", params(("id" = Uuid, Path)), security(("session" = [])),
-    responses((status = 200, body = SessionList), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = SessionList), (status = 403, body = Problem), (status = 404, body = Problem)))]
 pub async fn list_sessions(
     State(app): State<App>,
     Admin(me): Admin,
     Query(NoQuery): Query<NoQuery>,
     PathId(id): PathId<UserId>,
 ) -> Result<axum::Json<SessionList>, Error> {
-    let current = me.id;
-    let sessions = app
-        .db
-        .read(move |tx| {
-            existing(tx, id)?;
-            views_of(tx, id, Some(current))
-        })
-        .await?;
-    Ok(axum::Json(SessionList { sessions }))
+    app.db.read(move |tx| existing(tx, id).map(|_| ())).await?;
+    listed(&app, id, me.id).await
 }
 
 /// `DELETE /admin/users/{id}/sessions`: ends all of a user's sessions.
 #[utoipa::path(delete, path = "/admin/users/{id}/sessions", tag = "Administration", operation_id = "end_sessions_of_user", params(("id" = Uuid, Path)), security(("session" = [])),
-    responses((status = 200, body = SignedOut), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 413, body = Problem),
-        (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
-pub async fn end_sessions(
-    State(app): State<App>,
-    Admin(me): Admin,
-    client: Client,
-    Query(NoQuery): Query<NoQuery>,
-    PathId(id): PathId<UserId>,
-) -> Result<Response, Error> {
+    responses((status = 200, body = SignedOut), (status = 403, body = Problem), (status = 404, body = Problem)))]
+pub async fn end_sessions(State(app): State<App>, Admin(me): Admin, client: Client, id: Result<PathId<UserId>, Error>, _: Nothing) -> Result<Response, Error> {
+    let PathId(id) = id?;
     let own = me.user_id == id;
     let scene = client.scene().await?;
     let signed_out = app
@@ -147,24 +128,19 @@ pub async fn end_sessions(
 
 /// `DELETE /admin/users/{id}/sessions/{session_id}`: ends one of them.
 #[utoipa::path(delete, path = "/admin/users/{id}/sessions/{session_id}", tag = "Administration", operation_id = "end_session_of_user", params(("id" = Uuid, Path), ("session_id" = Uuid, Path)), security(("session" = [])),
-    responses((status = 204), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem), (status = 413, body = Problem), (status = 415, body = Problem),
-        (status = 422, body = Problem), (status = 503, body = Problem)))]
-pub async fn end_session(
-    State(app): State<App>,
-    Admin(me): Admin,
-    client: Client,
-    Query(NoQuery): Query<NoQuery>,
-    PathIds(user, session): PathIds,
-) -> Result<Response, Error> {
+    responses((status = 204), (status = 403, body = Problem), (status = 404, body = Problem)))]
+pub async fn end_session(State(app): State<App>, Admin(me): Admin, client: Client, ids: Result<PathIds, Error>, _: Nothing) -> Result<Response, Error> {
+    let PathIds(user, session) = ids?;
     let own = me.id == session;
     let scene = client.scene().await?;
-    app.db
-        .write(move |tx| -> Result<(), Error> {
+    let found = app
+        .db
+        .write(move |tx| -> Result<bool, Error> {
             still_current(tx, &me)?;
-            revoke(tx, user, session, By::Admin(me.user_id), scene.clone())
+            Ok(revoke(tx, user, session, By::Admin(me.user_id), scene.clone())?)
         })
         .await?;
-    let mut response = StatusCode::NO_CONTENT.into_response();
+    let mut response = gone(found)?;
     if own {
         logout::clear(&app, &mut response);
     }
@@ -174,7 +150,7 @@ pub async fn end_session(
 /// `GET /admin/events`: the audit log, newest first.
 #[utoipa::path(get, path = "/admin/events", tag = "Administration", operation_id = "list_events", security(("session" = [])),
     params(("kind" = Option<String>, Query), ("user_id" = Option<Uuid>, Query), ("before" = Option<Uuid>, Query), ("limit" = Option<u32>, Query, minimum = 1, maximum = 100)),
-    responses((status = 200, body = EventPage), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = EventPage), (status = 403, body = Problem)))]
 pub async fn list_events(State(app): State<App>, Admin(_): Admin, Query(ask): Query<EventQuery>) -> Result<axum::Json<EventPage>, Error> {
     let EventQuery { kind, user, page: Page { before, limit } } = ask;
     let events = app.db.read(move |tx| event::all(tx, kind, user, EventId(before), limit + 1).map_err(Error::from)).await?;
@@ -289,7 +265,7 @@ impl AdminUserView {
 pub struct UserPage {
     users: Vec<AdminUserView>,
     /// Give it as `before` for the next page; `null` when there is none.
-    #[schema(value_type = Option<Uuid>)]
+    #[schema(value_type = Option<Uuid>, required = true)]
     next: Option<UserId>,
 }
 
@@ -315,8 +291,12 @@ pub struct RoleChange {
 }
 
 impl FromForm for RoleChange {
-    fn take(form: &mut Form) -> Option<Self> {
-        Some(RoleChange { role: form.text("role")? })
+    fn take(form: &mut Form, rules: &Rules<'_>) -> Option<Self> {
+        let (role, known) = (form.text("role")?, &rules.config.roles);
+        if !known.contains(&role) {
+            return form.refuse("role", "invalid", format!("This must be one of {}.", known.join(", ")));
+        }
+        Some(RoleChange { role })
     }
 }
 
@@ -327,10 +307,10 @@ pub struct AuditView {
     #[serde(flatten)]
     event: EventView,
     /// Whose account; `null` for a failed sign-in to no account.
-    #[schema(value_type = Option<Uuid>)]
+    #[schema(value_type = Option<Uuid>, required = true)]
     user_id: Option<UserId>,
     /// The administrator who did it, if one did.
-    #[schema(value_type = Option<Uuid>)]
+    #[schema(value_type = Option<Uuid>, required = true)]
     actor_id: Option<UserId>,
 }
 
@@ -346,7 +326,7 @@ impl AuditView {
 pub struct EventPage {
     events: Vec<AuditView>,
     /// Give it as `before` for the next page; `null` when there is none.
-    #[schema(value_type = Option<Uuid>)]
+    #[schema(value_type = Option<Uuid>, required = true)]
     next: Option<EventId>,
 }
 
@@ -357,9 +337,9 @@ pub struct UserQuery {
 }
 
 impl FromForm for UserQuery {
-    fn take(form: &mut Form) -> Option<Self> {
+    fn take(form: &mut Form, rules: &Rules<'_>) -> Option<Self> {
         let email = form.parameter("email", "This is not an e-mail address that can be used here.", Email::parse);
-        let page = Page::take(form);
+        let page = Page::take(form, rules);
         Some(UserQuery { email: email?, page: page? })
     }
 }
@@ -372,10 +352,10 @@ pub struct EventQuery {
 }
 
 impl FromForm for EventQuery {
-    fn take(form: &mut Form) -> Option<Self> {
+    fn take(form: &mut Form, rules: &Rules<'_>) -> Option<Self> {
         let kind = form.parameter("kind", "This is no kind of event.", |text| KINDS.into_iter().find(|kind| *kind == text));
         let user = form.parameter("user_id", "This must be the id of a user.", UserId::parse);
-        let page = Page::take(form);
+        let page = Page::take(form, rules);
         Some(EventQuery { kind: kind?, user: user?, page: page? })
     }
 }

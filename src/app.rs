@@ -30,6 +30,8 @@ pub struct Parts {
     pub cookies: Cookies,
     /// No new connections are taken, and what runs is being finished.
     pub draining: AtomicBool,
+    /// One write-back of last-active at a time.
+    pub write_back_turn: tokio::sync::Mutex<()>,
     /// Names for requests that bring none.
     pub request_ids: RequestIds,
     /// The operator has been told of an `X-Forwarded-For` that does not count.
@@ -60,6 +62,7 @@ impl App {
             db,
             hasher,
             draining: AtomicBool::new(false),
+            write_back_turn: tokio::sync::Mutex::new(()),
             request_ids: RequestIds { process: chance.bytes(), count: AtomicU64::new(0) },
             told_of_untrusted_proxy: AtomicBool::new(false),
         })))

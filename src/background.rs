@@ -1,6 +1,8 @@
 //! What goes on beside the requests: writing last-active back, watching the database file, purging.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -8,26 +10,33 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::app::App;
-use crate::clock::millis;
+use crate::clock::{Timestamp, millis};
 use crate::config::Config;
 use crate::db::{Arg, Db, Fault};
+use crate::device_sessions::settle_chunk;
+use crate::id::SessionId;
 use crate::live_sessions::Unwritten;
 use crate::purge::purge;
+use crate::secret::TokenHash;
 use crate::session_security::write_back_allowance;
 
 /// What another process writes counts here within this time; the contract allows a second.
 const LOOK: Duration = Duration::from_millis(200);
 const PURGE: Duration = Duration::from_secs(60);
+/// How long a request waits for its last-active to be written.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// A correction of the clock that is smaller than this is drift, and revives nothing worth a look at every session.
+const STEP: Duration = Duration::from_secs(1);
 /// Rows in one transaction of the write-back: measured as the best of throughput, latency and size of the log.
 const BATCH: usize = 200;
 
 /// Starts the background tasks. They end when the set is dropped or aborted.
 pub fn start(app: &App) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    tasks.spawn(every(write_back_interval(&app.config), app.clone(), "write-back of last-active", |app| async move {
-        write_back(&app.db, app.db.live().take_lagging()).await
-    }));
+    tasks.spawn(every(write_back_interval(&app.config), app.clone(), "write-back of last-active", |app| async move { write_back_lagging(&app).await }));
     tasks.spawn(every(LOOK, app.clone(), "watch of the database", |app| async move { app.db.tend().await }));
+    let seen = Arc::new(AtomicI64::new(app.clock.now().0));
+    tasks.spawn(every(LOOK, app.clone(), "watch of the clock", move |app| watch_clock(app, seen.clone())));
     tasks.spawn(every(PURGE, app.clone(), "purge", |app| async move { purge(&app.db, &app.config, app.clock.now(), |_, _| {}).await.map(|_| ()) }));
     tasks
 }
@@ -53,11 +62,54 @@ where
     }
 }
 
+/// When the clock has stepped back, marks as ended what was dead before the step: it revives nothing. Read at each look, and
+/// so exact to a fraction of a second; a session that was rejected is dead in any case.
+async fn watch_clock(app: App, seen: Arc<AtomicI64>) -> Result<(), Fault> {
+    let now = app.clock.now();
+    let before = Timestamp(seen.swap(now.0, Ordering::Relaxed));
+    if before.since(now) < millis(STEP) {
+        return Ok(());
+    }
+    tracing::warn!(from = %before, to = %now, "the clock stepped back; ending what was past its deadline before");
+    settle_all(&app.db, before).await
+}
+
+/// Marks everything that was past a deadline at `moment` as ended.
+pub async fn settle_all(db: &Db, moment: Timestamp) -> Result<(), Fault> {
+    let mut after = Some(SessionId(uuid::Uuid::nil()));
+    while let Some(last) = after {
+        after = db.write(move |tx| settle_chunk(tx, moment, last)).await?;
+    }
+    Ok(())
+}
+
 /// A tenth of what the shortest idle timeout allows to be lost in a crash.
 fn write_back_interval(config: &Config) -> Duration {
     let all = [config.timeouts, config.remember_timeouts].into_iter().chain(config.role_timeouts.values().copied());
     let shortest = all.map(|timeouts| write_back_allowance(timeouts.idle.map(millis))).min().unwrap_or(60_000);
     Duration::from_millis(u64::try_from(shortest / 10).unwrap_or(0).clamp(10, 1000))
+}
+
+/// Writes back the last-actives whose stored ones lag: what the background does all the time.
+pub async fn write_back_lagging(app: &App) -> Result<(), Fault> {
+    let _turn = app.write_back_turn.lock().await;
+    write_back(&app.db, app.db.live().take_lagging()).await
+}
+
+/// Writes back a last-active that lags further than a crash may lose, before its request is answered. Those that wait
+/// together are written together: whoever has the turn writes for all. Where the database does not answer, the request is
+/// not held up for long, and the background goes on trying.
+pub async fn write_back_now(app: &App, token: TokenHash) {
+    let app = app.clone();
+    // On a task of its own: a caller that goes away must not lose what was taken from the queue for the others.
+    let written = tokio::spawn(async move {
+        let _turn = app.write_back_turn.lock().await;
+        if app.db.live().lags_too_far(&token) {
+            // The background tells of the trouble, if it lasts.
+            let _ = write_back(&app.db, app.db.live().take_lagging()).await;
+        }
+    });
+    let _ = tokio::time::timeout(PATIENCE, written).await;
 }
 
 /// Writes back every last-active that the database does not know.

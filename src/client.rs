@@ -111,7 +111,7 @@ fn address(text: &str) -> Option<IpAddr> {
         Some(rest) => {
             let (inside, after) = rest.split_once(']')?;
             let port = after.strip_prefix(':');
-            if !(after.is_empty() || port.is_some_and(is_port)) || !inside.contains(':') {
+            if !(after.is_empty() || port.is_some_and(is_port)) {
                 return None;
             }
             inside
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn what_cannot_be_parsed_ends_the_walk() {
         let local = ["127.0.0.1/32", "10.0.0.0/8"];
-        for odd in ["a", "unknown", "_x", "fe80::1%eth0", "0177.0.0.1", "1.2.3", "[1.2.3.4]", "[::1", "1.2.3.4:99999", "1.2.3.4:", "é", "1.2.3.4 5.6.7.8"] {
+        for odd in ["a", "unknown", "_x", "fe80::1%eth0", "0177.0.0.1", "1.2.3", "[1.2.3.4", "[::1", "1.2.3.4:99999", "1.2.3.4:", "é", "1.2.3.4 5.6.7.8"] {
             assert_eq!(from("127.0.0.1", &[odd], &local), "127.0.0.1", "{odd}");
             assert_eq!(from("127.0.0.1", &[&format!("1.2.3.4, {odd}, 10.0.0.5")], &local), "10.0.0.5", "{odd}");
         }
@@ -177,6 +177,7 @@ mod tests {
             ("1.2.3.4:5678", "1.2.3.4"),
             ("[2001:db8::1]:443", "2001:db8::1"),
             ("[2001:db8::1]", "2001:db8::1"),
+            ("[1.2.3.4]:80", "1.2.3.4"),
             ("2001:db8::1", "2001:db8::1"),
             ("::ffff:1.2.3.4", "1.2.3.4"),
             (" 1.2.3.4 , ,", "1.2.3.4"),

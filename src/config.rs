@@ -50,7 +50,7 @@ settings! {
     "PASSWORD_MIN_LENGTH" = "8", "Shortest new password, in characters.";
     "ARGON2_MEMORY_KIB" = "19456", "Memory of one password hash.";
     "ARGON2_ITERATIONS" = "2", "Passes of one password hash.";
-    "ROLES" = "user,admin", "The roles; new accounts get the first, admin administers.";
+    "ROLES" = "user,admin", "The roles. admin administers; new accounts get user, or the first other one.";
     "SHUTDOWN_GRACE" = "10s", "How long a stop waits for what runs.";
     "LOG" = "info", "How much is logged: off, error, warn, info, debug, trace.";
     "LOG_FORMAT" = "text", "text for people, json for machines.";
@@ -140,9 +140,12 @@ impl Variables {
         let mut all = BTreeMap::new();
         match dotenvy::from_path_iter(".env") {
             Ok(lines) => {
+                let mut after = "the beginning".to_string();
                 for line in lines {
                     // The error would quote the line, which may hold a secret.
-                    let (name, value) = line.map_err(|_| ConfigError(vec![".env: a line is not NAME=value".into()]))?;
+                    let wrong = |_| ConfigError(vec![format!(".env: cannot be read after {after}; allowed: lines of NAME=value, and comments after #")]);
+                    let (name, value) = line.map_err(wrong)?;
+                    after.clone_from(&name);
                     all.insert(name, value);
                 }
             }
@@ -171,6 +174,12 @@ impl Variables {
 }
 
 impl Config {
+    /// What a new account is: `user`, or the first role that is not `admin`.
+    pub fn first_role(&self) -> &str {
+        let others = || self.roles.iter().filter(|role| *role != "admin");
+        others().find(|role| *role == "user").or_else(|| others().next()).map_or("user", String::as_str)
+    }
+
     /// Checks all settings.
     ///
     /// # Errors
@@ -214,7 +223,7 @@ impl Reader<'_> {
         let password_min_length = self.parse("PASSWORD_MIN_LENGTH", |text| number(text, 8, 128));
         let argon2_memory_kib = self.parse("ARGON2_MEMORY_KIB", |text| number(text, 8, 4 << 20));
         let argon2_iterations = self.parse("ARGON2_ITERATIONS", |text| number(text, 1, 1000));
-        let shutdown_grace = self.parse("SHUTDOWN_GRACE", duration);
+        let shutdown_grace = self.parse("SHUTDOWN_GRACE", timeout);
         let log = self.parse("LOG", level);
         let log_format = self.parse("LOG_FORMAT", log_format);
 
@@ -259,7 +268,7 @@ impl Reader<'_> {
         match parse(text) {
             Ok(value) => Some(value),
             Err(wrong) => {
-                self.faults.push(format!("{name}: {wrong}"));
+                self.faults.extend(wrong.lines().map(|wrong| format!("{name}: {wrong}")));
                 None
             }
         }
@@ -278,7 +287,7 @@ impl Reader<'_> {
 }
 
 fn listen_addr(text: &str) -> Result<String, String> {
-    let wrong = || "must be host:port, such as localhost:8300, 0.0.0.0:8300 or [::]:8300".to_string();
+    let wrong = || format!("\"{text}\" is no address; allowed: host:port, such as localhost:8300, 0.0.0.0:8300 or [::]:8300");
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     port.parse::<u16>().map_err(|_| wrong())?;
     let bracketed = host.starts_with('[') && host.ends_with(']');
@@ -289,9 +298,8 @@ fn listen_addr(text: &str) -> Result<String, String> {
 }
 
 fn public_url(text: &str) -> Result<PublicUrl, String> {
-    let wrong = || "must be an origin without a path, such as https://app.example.com".to_string();
-    let origin = origin(text.strip_suffix('/').unwrap_or(text)).map_err(|_| wrong())?;
-    let url = url::Url::parse(&origin).map_err(|_| wrong())?;
+    let origin = origin(text.strip_suffix('/').unwrap_or(text))?;
+    let url = url::Url::parse(&origin).map_err(|e| e.to_string())?;
     Ok(PublicUrl { https: url.scheme() == "https", loopback: is_loopback(&url), origin })
 }
 
@@ -306,7 +314,9 @@ fn is_loopback(url: &url::Url) -> bool {
 
 /// Reads an origin, and writes it as a browser does: lower case, IDNA, no default port.
 fn origin(text: &str) -> Result<String, String> {
-    let wrong = || format!("\"{text}\" is no origin; allowed: scheme://host[:port] without a path, such as https://app.example.com");
+    // A URL with a user may have a password too: it is not repeated.
+    let shown = if text.contains('@') { "a URL with a user" } else { text };
+    let wrong = || format!("\"{shown}\" is no origin; allowed: scheme://host[:port] without a path, such as https://app.example.com");
     let url = url::Url::parse(text).map_err(|_| wrong())?;
     let bare = matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none();
     let nothing_after_the_host = !text.split_once("://").ok_or_else(wrong)?.1.contains(['/', '?', '#', '\\', '@', '*']);
@@ -371,7 +381,12 @@ fn list<T>(text: &str, item: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T
     if text.is_empty() {
         return Ok(Vec::new());
     }
-    text.split(',').map(|part| item(part.trim())).collect()
+    let (good, wrong): (Vec<_>, Vec<_>) = text.split(',').map(|part| item(part.trim())).partition(Result::is_ok);
+    if wrong.is_empty() {
+        return Ok(good.into_iter().flatten().collect());
+    }
+    // Every item at fault gets its line.
+    Err(wrong.into_iter().filter_map(Result::err).collect::<Vec<_>>().join("\n"))
 }
 
 fn loopback_nets() -> Vec<IpNet> {
@@ -383,6 +398,10 @@ fn proxies(text: &str) -> Result<Option<Vec<IpNet>>, String> {
         return Ok(None);
     }
     let net = |part: &str| {
+        let mapped = part.to_ascii_lowercase().starts_with("::ffff:");
+        if mapped {
+            return Err(format!("\"{part}\" is an IPv4 network in IPv6 clothes; allowed: its IPv4 form"));
+        }
         let net = part.parse::<IpNet>().or_else(|_| part.parse::<IpAddr>().map(IpNet::from));
         net.map_err(|_| format!("\"{part}\" is no network; allowed: CIDRs such as 10.0.0.0/8 or ::1/128, comma-separated"))
     };
@@ -435,7 +454,7 @@ fn timeout(text: &str) -> Result<Duration, String> {
 }
 
 fn timeout_or_none(text: &str) -> Result<Option<Duration>, String> {
-    if text == "none" { Ok(None) } else { timeout(text).map(Some) }
+    if text == "none" { Ok(None) } else { timeout(text).map(Some).map_err(|wrong| format!("{wrong}, or none")) }
 }
 
 fn timeouts(text: &str) -> Result<Timeouts, String> {
@@ -444,7 +463,7 @@ fn timeouts(text: &str) -> Result<Timeouts, String> {
 }
 
 fn roles(text: &str) -> Result<Vec<String>, String> {
-    let rule = "allowed: lower-case names of letters, digits, - and _, the first for new accounts, admin among the others";
+    let rule = "allowed: different lower-case names of letters, digits, - and _, admin and at least one other";
     let roles = list(text, |role| {
         let well_formed = role.starts_with(|c: char| c.is_ascii_lowercase())
             && role.len() <= 32
@@ -452,7 +471,7 @@ fn roles(text: &str) -> Result<Vec<String>, String> {
         if well_formed { Ok(role.to_string()) } else { Err(format!("\"{role}\" is no role; {rule}")) }
     })?;
     let twice = roles.iter().enumerate().any(|(i, role)| roles[..i].contains(role));
-    if twice || !roles.iter().skip(1).any(|role| role == "admin") {
+    if twice || roles.len() < 2 || !roles.iter().any(|role| role == "admin") {
         return Err(format!("\"{text}\" does not do; {rule}"));
     }
     Ok(roles)
@@ -464,14 +483,14 @@ fn role_timeouts(text: &str, roles: Option<&[String]>) -> Result<BTreeMap<String
         let (role, limits) = part.split_once('=').ok_or_else(|| format!("\"{part}\" must be role=idle/absolute, such as admin=5m/8h"))?;
         let role = role.trim();
         if roles.is_some_and(|known| !known.iter().any(|r| r == role)) {
-            return Err(format!("\"{role}\" is not one of ROLES"));
+            return Err(format!("\"{role}\" is not one of ROLES; allowed: {}", roles.map(|known| known.join(", ")).unwrap_or_default()));
         }
         Ok((role.to_string(), timeouts(limits.trim())?))
     })?
     .into_iter()
     .try_for_each(|(role, limits)| match all.insert(role.clone(), limits) {
         None => Ok(()),
-        Some(_) => Err(format!("\"{role}\" is given twice")),
+        Some(_) => Err(format!("\"{role}\" is given twice; allowed: each role once")),
     })?;
     Ok(all)
 }
@@ -551,7 +570,7 @@ mod tests {
             ("ROLE_TIMEOUTS", "admin=5m/8h,admin=5m/8h"),
             ("ROLES", "admin"),
             ("ROLES", "user"),
-            ("ROLES", "admin,user"),
+            ("ROLES", "user,editor"),
             ("ROLES", "user,user,admin"),
             ("ROLES", "User,admin"),
             ("ALLOWED_ORIGINS", "https://a.example/x"),

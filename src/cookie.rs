@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::secret::Token;
 
 /// How long a browser remembers that it is known here: as long as browsers allow.
-const DEVICE_DAYS: i64 = 400;
+pub const DEVICE_DAYS: u64 = 400;
 
 /// Which of our cookies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Cookies {
 
     /// Names the browser.
     pub fn device(self, token: &Token) -> HeaderValue {
-        self.write(Name::Device, &token.reveal(), Some(DEVICE_DAYS * 86_400))
+        self.write(Name::Device, &token.reveal(), Some(DEVICE_DAYS as i64 * 86_400))
     }
 
     fn write(self, which: Name, value: &str, max_age_seconds: Option<i64>) -> HeaderValue {

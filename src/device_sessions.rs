@@ -24,47 +24,58 @@ use crate::clock::Timestamp;
 use crate::db::{Fault, FromRow, Row, Tx};
 use crate::error::{Error, Problem, Refusal};
 use crate::event::{By, Event, Scene, record};
-use crate::form::{Form, FromForm, NoQuery, Query};
+use crate::form::{Form, FromForm, NoQuery, Nothing, Query, Rules};
 use crate::guard::{PathId, SignedIn};
 use crate::id::{SessionId, UserId};
 use crate::live_sessions::LiveSession;
 use crate::secret::{Token, TokenHash};
-use crate::session_security::{Limits, Verdict, is_stolen, judge};
+use crate::session_security::{Limits, Verdict, is_first_report, is_stolen, judge};
 
 /// `GET /me/sessions`: the user's live sessions, the current one first, then the most recently active.
 #[utoipa::path(get, path = "/me/sessions", tag = "Sessions", operation_id = "list_sessions", security(("session" = [])),
-    responses((status = 200, body = SessionList), (status = 401, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = SessionList)))]
 pub async fn list(State(app): State<App>, SignedIn(me): SignedIn, Query(NoQuery): Query<NoQuery>) -> Result<axum::Json<SessionList>, Error> {
-    let sessions = app.db.read(move |tx| views_of(tx, me.user_id, Some(me.id))).await?;
+    listed(&app, me.user_id, me.id).await
+}
+
+/// Lists a user's live sessions. What is past a deadline is not only left out but marked as ended: what was told to be gone
+/// does not come back when the clock steps.
+pub async fn listed(app: &App, user: UserId, current: SessionId) -> Result<axum::Json<SessionList>, Error> {
+    let (sessions, some_are_dead) = app.db.read(move |tx| views_of(tx, user, current)).await?;
+    if some_are_dead {
+        app.db.write(move |tx| settle(tx, user).map(|_| ())).await?;
+    }
     Ok(axum::Json(SessionList { sessions }))
 }
 
 /// `DELETE /me/sessions/{id}`: ends one session. One's own current one is a logout.
 #[utoipa::path(delete, path = "/me/sessions/{id}", tag = "Sessions", operation_id = "end_session", params(("id" = uuid::Uuid, Path)), security(("session" = [])),
-    responses((status = 204), (status = 401, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 204), (status = 404, body = Problem)))]
 pub async fn end_one(
     State(app): State<App>,
     SignedIn(me): SignedIn,
     client: Client,
-    Query(NoQuery): Query<NoQuery>,
-    PathId(id): PathId<SessionId>,
+    id: Result<PathId<SessionId>, Error>,
+    _: Nothing,
 ) -> Result<Response, Error> {
+    let PathId(id) = id?;
     if id == me.id {
         return logout::end_current(&app, me.token, client).await;
     }
     let scene = client.scene().await?;
-    app.db
-        .write(move |tx| {
+    let found = app
+        .db
+        .write(move |tx| -> Result<bool, Error> {
             still_current(tx, &me)?;
-            revoke(tx, me.user_id, id, By::User, scene.clone())
+            Ok(revoke(tx, me.user_id, id, By::User, scene.clone())?)
         })
         .await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    gone(found)
 }
 
 /// `DELETE /me/sessions`: "sign out everywhere else".
 #[utoipa::path(delete, path = "/me/sessions", tag = "Sessions", operation_id = "end_sessions", params(("include_current" = Option<bool>, Query)), security(("session" = [])),
-    responses((status = 200, body = SignedOut), (status = 401, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = SignedOut)))]
 pub async fn end_others(State(app): State<App>, SignedIn(me): SignedIn, client: Client, Query(ask): Query<Everywhere>) -> Result<Response, Error> {
     let scene = client.scene().await?;
     let signed_out = app
@@ -91,7 +102,7 @@ pub struct Everywhere {
 }
 
 impl FromForm for Everywhere {
-    fn take(form: &mut Form) -> Option<Self> {
+    fn take(form: &mut Form, _: &Rules<'_>) -> Option<Self> {
         Some(Everywhere { include_current: form.flag("include_current", false)? })
     }
 }
@@ -286,7 +297,8 @@ pub enum Known {
 pub fn look_up(tx: &mut Tx, token: &TokenHash) -> Result<Known, Fault> {
     let found: Option<Found> = tx.row(
         "SELECT s.id, s.user_id, u.role, u.email, u.email_verified, s.idle_timeout_ms, s.expires_at, s.last_active_at,
-                s.ended_reason, u.disabled_at
+                s.ended_reason, u.disabled_at,
+                EXISTS (SELECT 1 FROM retired_tokens AS r WHERE r.session_id = s.id AND r.successor_used = 0)
          FROM device_sessions AS s JOIN users AS u ON u.id = s.user_id WHERE s.token_hash = ?1",
         (token,),
     )?;
@@ -325,17 +337,29 @@ impl FromRow for Found {
             email_verified: row.get(4)?,
             limits: Limits { idle_ms: row.get(5)?, expires_at: row.get(6)? },
             token: TokenHash([0; 32]),
+            unproved: row.get(10)?,
         };
         Ok(Found { session, last_active: row.get(7)?, ended })
     }
 }
 
 /// The session of a retired token, if the token's coming back now is a sign of theft that was not reported yet.
-pub fn looks_stolen(tx: &mut Tx, retired: &TokenHash, session: SessionId) -> Result<Option<DeviceSession>, Fault> {
-    let unreported: Option<Timestamp> = tx.row("SELECT retired_at FROM retired_tokens WHERE token_hash = ?1 AND reuse_seen_at IS NULL", (retired,))?;
-    let (Some(retired_at), Some(session)) = (unreported, by_id(tx, session)?) else { return Ok(None) };
-    let session = session.brought_up_to_date(tx);
-    Ok(is_stolen(retired_at, session.last_active_at, tx.now()).then_some(session))
+pub fn looks_stolen(tx: &mut Tx, retired: &TokenHash) -> Result<Option<DeviceSession>, Fault> {
+    let found: Option<(SessionId, Timestamp, bool)> =
+        tx.row("SELECT session_id, retired_at, successor_used FROM retired_tokens WHERE token_hash = ?1 AND reuse_seen_at IS NULL", (retired,))?;
+    match found {
+        Some((session, retired_at, successor_used)) if is_stolen(retired_at, successor_used, tx.now()) => by_id(tx, session),
+        _ => Ok(None),
+    }
+}
+
+/// Raises the alarm, once per token, if a retired token that has come back can only be a copy.
+pub fn report_if_stolen(tx: &mut Tx, retired: &TokenHash, scene: Scene) -> Result<(), Fault> {
+    let Some(session) = looks_stolen(tx, retired)? else { return Ok(()) };
+    if is_first_report(tx, retired)? {
+        record(tx, scene.whose(session.user_id).about(session.id), Event::RotatedTokenReused)?;
+    }
+    Ok(())
 }
 
 /// Why a token opens nothing now.
@@ -383,11 +407,14 @@ fn open_of(tx: &mut Tx, user: UserId) -> Result<Vec<(DeviceSession, Verdict)>, F
     Ok(judged.collect())
 }
 
-/// The live sessions as a list for people.
-pub fn views_of(tx: &mut Tx, user: UserId, current: Option<SessionId>) -> Result<Vec<SessionView>, Error> {
-    let mut sessions = live_of(tx, user)?;
-    sessions.sort_by_key(|session| (Some(session.id) != current, std::cmp::Reverse((session.last_active_at, session.id))));
-    Ok(sessions.iter().map(|session| session.view(Some(session.id) == current)).collect())
+/// The live sessions as a list for people, and whether there are others that have yet to be marked as ended.
+fn views_of(tx: &mut Tx, user: UserId, current: SessionId) -> Result<(Vec<SessionView>, bool), Fault> {
+    let all = open_of(tx, user)?;
+    let mut live: Vec<&DeviceSession> = all.iter().filter(|(_, verdict)| *verdict == Verdict::Live).map(|(session, _)| session).collect();
+    live.sort_by_key(|session| (session.id != current, std::cmp::Reverse((session.last_active_at, session.id))));
+    let views: Vec<SessionView> = live.iter().map(|session| session.view(session.id == current)).collect();
+    let some_are_dead = views.len() < all.len();
+    Ok((views, some_are_dead))
 }
 
 /// Ends sessions. The count is of those that this call ended: a session ends once.
@@ -420,17 +447,31 @@ pub fn settle(tx: &mut Tx, user: UserId) -> Result<Vec<DeviceSession>, Fault> {
     Ok(live)
 }
 
-/// Ends one live session of a user from elsewhere: from where, `scene` says.
-///
-/// # Errors
-/// `404`, alike for somebody else's, an ended and an unknown id.
-pub fn revoke(tx: &mut Tx, user: UserId, id: SessionId, by: By, scene: Scene) -> Result<(), Error> {
-    let Some(session) = settle(tx, user)?.into_iter().find(|session| session.id == id) else {
-        return Err(Refusal::NotFound.into());
-    };
+/// Marks what was past a deadline at `moment` as ended, over all users, a chunk at a time; says where the next chunk begins.
+pub fn settle_chunk(tx: &mut Tx, moment: Timestamp, after: SessionId) -> Result<Option<SessionId>, Fault> {
+    let chunk: Vec<DeviceSession> = tx.rows(select_sessions!("id > ?1 AND ended_at IS NULL ORDER BY id LIMIT 200"), (after,))?;
+    let next = chunk.last().map(|session| session.id);
+    for session in chunk {
+        let session = session.brought_up_to_date(tx);
+        if let Some(reason) = judge(&session.limits, session.last_active_at, moment).reason() {
+            time_out(tx, &session, reason)?;
+        }
+    }
+    Ok(next)
+}
+
+/// Ends one live session of a user from elsewhere: from where, `scene` says. False, alike, for somebody else's, an ended and
+/// an unknown id; a value and no error, since what was found to be past its deadline has to stay marked.
+pub fn revoke(tx: &mut Tx, user: UserId, id: SessionId, by: By, scene: Scene) -> Result<bool, Fault> {
+    let Some(session) = settle(tx, user)?.into_iter().find(|session| session.id == id) else { return Ok(false) };
     end(tx, std::slice::from_ref(&session), EndReason::Revoked)?;
     record(tx, scene.whose(user).about(id), Event::SessionRevoked { by })?;
-    Ok(())
+    Ok(true)
+}
+
+/// `204` if it was there.
+pub fn gone(found: bool) -> Result<Response, Error> {
+    if found { Ok(StatusCode::NO_CONTENT.into_response()) } else { Err(Refusal::NotFound.into()) }
 }
 
 /// Ends all sessions of a user, and counts those that were alive.

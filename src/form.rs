@@ -8,12 +8,18 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::Extensions;
 use axum::http::request::Parts;
+use http_body_util::BodyExt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
+use crate::app::App;
+use crate::config::Config;
 use crate::error::{Error, FieldError, Refusal};
+use crate::live_sessions::LiveSession;
+use crate::session_extractor::Session;
 
 /// A request body of type `T`.
 pub struct Json<T>(pub T);
@@ -24,7 +30,21 @@ pub struct Query<T>(pub T);
 /// Something that can be read from a form. `None` after it has noted what is wrong.
 pub trait FromForm: Sized {
     /// Takes its fields out of the form.
-    fn take(form: &mut Form) -> Option<Self>;
+    fn take(form: &mut Form, rules: &Rules<'_>) -> Option<Self>;
+}
+
+/// What a field may be judged by.
+pub struct Rules<'a> {
+    /// The settings.
+    pub config: &'a Config,
+    /// Who sends it, if they are signed in.
+    pub sender: Option<&'a LiveSession>,
+}
+
+impl<'a> Rules<'a> {
+    fn of(app: &'a App, extensions: &'a Extensions) -> Self {
+        Rules { config: &app.config, sender: extensions.get::<Session>().map(|session| &**session) }
+    }
 }
 
 /// Fields on their way into a type.
@@ -41,8 +61,8 @@ impl Form {
         Form { fields, errors: Vec::new() }
     }
 
-    fn read<T: FromForm>(mut self) -> Result<T, Error> {
-        let value = T::take(&mut self);
+    fn read<T: FromForm>(mut self, rules: &Rules<'_>) -> Result<T, Error> {
+        let value = T::take(&mut self, rules);
         let unknown: Vec<String> = std::mem::take(&mut self.fields).into_keys().take(ERRORS).collect();
         for field in unknown {
             // Only the beginning of a name that we did not choose is echoed.
@@ -163,14 +183,14 @@ impl<'de> Visitor<'de> for Read {
 }
 
 /// Reads a body that the middleware has already bounded and found to be declared as JSON.
-pub fn read_json<T: FromForm>(body: &[u8]) -> Result<T, Error> {
+pub fn read_json<T: FromForm>(body: &[u8], rules: &Rules<'_>) -> Result<T, Error> {
     let malformed = |why: Cow<'static, str>| Error::from(Refusal::MalformedJson(why));
     if body.is_empty() {
         return Err(malformed("The body is empty; a JSON object is needed.".into()));
     }
     // The parser's own message would quote what was sent; the position is enough to find it.
     match serde_json::from_slice::<Value>(body) {
-        Ok(Value::Object(fields)) => Form::new(fields).read(),
+        Ok(Value::Object(fields)) => Form::new(fields).read(rules),
         Ok(_) => {
             Err(Refusal::Invalid(vec![FieldError { field: String::new(), code: "wrong_type".into(), message: "The body must be a JSON object.".into() }])
                 .into())
@@ -180,7 +200,7 @@ pub fn read_json<T: FromForm>(body: &[u8]) -> Result<T, Error> {
 }
 
 /// Reads a query string; a parameter that stands twice is refused.
-pub fn read_query<T: FromForm>(query: &str) -> Result<T, Error> {
+pub fn read_query<T: FromForm>(query: &str, rules: &Rules<'_>) -> Result<T, Error> {
     let mut fields = BTreeMap::new();
     let mut twice = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -192,32 +212,57 @@ pub fn read_query<T: FromForm>(query: &str) -> Result<T, Error> {
     for name in twice {
         form.refuse::<()>(&name.chars().take(64).collect::<String>(), "invalid", "This parameter stands twice.");
     }
-    form.read()
+    form.read(rules)
 }
 
-impl<S: Send + Sync, T: FromForm> FromRequest<S> for Json<T> {
+impl<T: FromForm> FromRequest<App> for Json<T> {
     type Rejection = Error;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let body = Bytes::from_request(request, state).await.map_err(|_| Refusal::MalformedRequest("The body broke off."))?;
-        read_json(&body).map(Json)
+    async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
+        let (parts, body) = request.into_parts();
+        let body = whole(body).await?;
+        read_json(&body, &Rules::of(app, &parts.extensions)).map(Json)
     }
 }
 
-impl<S: Sync, T: FromForm> FromRequestParts<S> for Query<T> {
+impl<T: FromForm> FromRequestParts<App> for Query<T> {
     type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
-        read_query(parts.uri.query().unwrap_or("")).map(Query)
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
+        read_query(parts.uri.query().unwrap_or(""), &Rules::of(app, &parts.extensions)).map(Query)
     }
+}
+
+/// The body, which the middleware has read already.
+async fn whole(body: Body) -> Result<Bytes, Error> {
+    let collected = body.collect().await.map_err(|_| Refusal::MalformedRequest("The body broke off."))?;
+    Ok(collected.to_bytes())
 }
 
 /// For routes that take no parameters: any is unknown.
 pub struct NoQuery;
 
 impl FromForm for NoQuery {
-    fn take(_: &mut Form) -> Option<Self> {
+    fn take(_: &mut Form, _: &Rules<'_>) -> Option<Self> {
         Some(NoQuery)
+    }
+}
+
+/// For routes that take neither parameters nor a body. One that is sent all the same may not hold anything.
+pub struct Nothing;
+
+impl FromRequest<App> for Nothing {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
+        let (parts, body) = request.into_parts();
+        let rules = Rules::of(app, &parts.extensions);
+        let NoQuery = read_query(parts.uri.query().unwrap_or(""), &rules)?;
+        let body = whole(body).await?;
+        if !body.is_empty() {
+            let NoQuery = read_json(&body, &rules)?;
+        }
+        Ok(Nothing)
     }
 }
 
@@ -228,14 +273,19 @@ mod tests {
     struct Probe;
 
     impl FromForm for Probe {
-        fn take(form: &mut Form) -> Option<Self> {
+        fn take(form: &mut Form, _: &Rules<'_>) -> Option<Self> {
             let (text, flag) = (form.text("text"), form.flag("flag", false));
             text.zip(flag).map(|_| Probe)
         }
     }
 
+    fn read<T: FromForm>(read: impl FnOnce(&Rules<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let config = Config::read(&crate::config::Variables::default()).expect("the defaults are right");
+        read(&Rules { config: &config, sender: None })
+    }
+
     fn code(body: &[u8]) -> &'static str {
-        match read_json::<Probe>(body) {
+        match read(|rules| read_json::<Probe>(body, rules)) {
             Ok(_) => "ok",
             Err(Error::Refused(refusal)) => refusal.code(),
             Err(Error::Fault(fault)) => panic!("{fault}"),
@@ -276,7 +326,7 @@ mod tests {
 
     #[test]
     fn every_field_at_fault_is_named() {
-        let Err(Error::Refused(Refusal::Invalid(errors))) = read_json::<Probe>(b"{\"flag\":1,\"admin\":true}") else { panic!("accepted") };
+        let Err(Error::Refused(Refusal::Invalid(errors))) = read(|rules| read_json::<Probe>(b"{\"flag\":1,\"admin\":true}", rules)) else { panic!("accepted") };
         let told: Vec<(&str, &str)> = errors.iter().map(|e| (e.field.as_str(), e.code.as_ref())).collect();
         assert_eq!(told, [("text", "missing"), ("flag", "wrong_type"), ("admin", "unknown")]);
     }
@@ -284,15 +334,15 @@ mod tests {
     #[test]
     fn a_flood_of_unknown_fields_gets_a_short_answer() {
         let body = format!("{{{}}}", (0..5000).map(|i| format!("\"{i}\":1")).collect::<Vec<_>>().join(","));
-        let Err(Error::Refused(Refusal::Invalid(errors))) = read_json::<Probe>(body.as_bytes()) else { panic!("accepted") };
+        let Err(Error::Refused(Refusal::Invalid(errors))) = read(|rules| read_json::<Probe>(body.as_bytes(), rules)) else { panic!("accepted") };
         assert_eq!(errors.len(), ERRORS);
     }
 
     #[test]
     fn a_parameter_that_stands_twice_or_is_unknown_is_refused() {
-        assert!(read_query::<NoQuery>("").is_ok());
+        assert!(read(|rules| read_query::<NoQuery>("", rules)).is_ok());
         for query in ["a=1", "a=1&a=2", "%00", "="] {
-            assert!(read_query::<NoQuery>(query).is_err(), "{query}");
+            assert!(read(|rules| read_query::<NoQuery>(query, rules)).is_err(), "{query}");
         }
     }
 }

@@ -8,7 +8,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use crate::error::{Error, Problem};
+use crate::error::Error;
 use crate::form::{NoQuery, Query};
 use crate::guard::SignedIn;
 
@@ -26,8 +26,7 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b' ').add(b'"').add(b',').add
     responses((status = 204, headers(
             ("X-Holdfast-User" = String, description = "The user's id"), ("X-Holdfast-Session" = String, description = "The session's id"),
             ("X-Holdfast-Role" = String), ("X-Holdfast-Email" = String, description = "Percent-encoded UTF-8"),
-            ("X-Holdfast-Email-Verified" = bool))),
-        (status = 401, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+            ("X-Holdfast-Email-Verified" = bool)))))]
 pub async fn check(SignedIn(me): SignedIn, Query(NoQuery): Query<NoQuery>) -> Result<Response, Error> {
     let mut response = StatusCode::NO_CONTENT.into_response();
     let headers = response.headers_mut();

@@ -6,17 +6,18 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use crate::app::App;
-use crate::error::{Problem, Refusal};
+use crate::error::Refusal;
+use crate::form::{NoQuery, Query};
 
 /// `200` while the process serves.
 #[utoipa::path(get, path = "/health/live", tag = "Operations", operation_id = "live", responses((status = 200)))]
-pub async fn live() -> StatusCode {
+pub async fn live(Query(NoQuery): Query<NoQuery>) -> StatusCode {
     StatusCode::OK
 }
 
 /// `200` while it can be given work: the database can be written, and no stop is under way.
-#[utoipa::path(get, path = "/health/ready", tag = "Operations", operation_id = "ready", responses((status = 200), (status = 503, body = Problem)))]
-pub async fn ready(State(app): State<App>) -> Result<StatusCode, Refusal> {
+#[utoipa::path(get, path = "/health/ready", tag = "Operations", operation_id = "ready", responses((status = 200)))]
+pub async fn ready(State(app): State<App>, Query(NoQuery): Query<NoQuery>) -> Result<StatusCode, Refusal> {
     if app.draining.load(Ordering::Relaxed) || !app.db.is_usable() {
         return Err(Refusal::Overloaded(1));
     }

@@ -42,17 +42,28 @@ pub struct LiveSession {
     pub limits: Limits,
     /// What its cookie hashes to.
     pub token: TokenHash,
+    /// The token took the place of another one, and no request has come with it yet.
+    pub unproved: bool,
 }
 
 /// What a look at a token finds.
 #[derive(Debug)]
 pub enum Met {
     /// A live session; if the request counts as activity, it has been counted.
-    Live(Arc<LiveSession>),
+    Live(Arc<LiveSession>, Owed),
     /// A session that is past a deadline. It has to be ended in the database before the answer.
-    Dead(Arc<LiveSession>, Verdict),
+    Dead,
     /// Nothing that can be relied on: ask the database, and bring the ticket back.
     Unknown(Ticket),
+}
+
+/// What the database must be told before the request is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owed {
+    /// The stored last-active lags further than a crash may lose.
+    pub last_active: bool,
+    /// It is the first request with the token that took another one's place.
+    pub first_use: bool,
 }
 
 /// The right to put a row here if nothing has ended since the ticket was handed out.
@@ -103,6 +114,8 @@ struct Entry {
     stored: AtomicI64,
     /// It is in `lagging`, or on its way to the database.
     queued: AtomicBool,
+    /// No request has come with the token yet, and the database should hear of the first.
+    unproved: AtomicBool,
     /// Used since the hand last passed.
     used: AtomicBool,
 }
@@ -112,10 +125,18 @@ impl Entry {
         self.last_active.load(Ordering::Relaxed) > self.stored.load(Ordering::Relaxed)
     }
 
-    /// Nine tenths of what may be lost in a crash; the last tenth is the time that the write-back takes.
+    fn lag(&self) -> i64 {
+        self.last_active.load(Ordering::Relaxed) - self.stored.load(Ordering::Relaxed)
+    }
+
+    /// Nine tenths of what may be lost in a crash: who comes at least that often is written back without waiting for it.
     fn lags(&self) -> bool {
-        let lag = self.last_active.load(Ordering::Relaxed) - self.stored.load(Ordering::Relaxed);
-        lag > 0 && lag >= write_back_allowance(self.session.limits.idle_ms) * 9 / 10
+        self.lag() > 0 && self.lag() >= write_back_allowance(self.session.limits.idle_ms) * 9 / 10
+    }
+
+    /// More than may be lost in a crash: the first request after a silence.
+    fn lags_too_far(&self) -> bool {
+        self.lag() > write_back_allowance(self.session.limits.idle_ms)
     }
 
     fn unwritten(&self) -> Unwritten {
@@ -169,19 +190,19 @@ impl LiveSessions {
         };
         let verdict = judge(&entry.session.limits, Timestamp(entry.last_active.load(Ordering::Relaxed)), now);
         if verdict != Verdict::Live {
-            return Met::Dead(entry.session.clone(), verdict);
+            return Met::Dead;
         }
         if !passive {
             // Under the shard's lock, so that a touch is never lost to an entry being read again.
             entry.last_active.fetch_max(now.0, Ordering::Relaxed);
-            if entry.lags() && !entry.queued.swap(true, Ordering::Relaxed) {
-                shard.lagging.lock().unwrap_or_else(PoisonError::into_inner).push(*token);
-            }
+            shard.queue_if_lagging(token, entry);
         }
+        let first_use = entry.unproved.load(Ordering::Relaxed) && entry.unproved.swap(false, Ordering::Relaxed);
+        let owed = Owed { last_active: !passive && entry.lags_too_far(), first_use };
         if !entry.used.load(Ordering::Relaxed) {
             entry.used.store(true, Ordering::Relaxed);
         }
-        Met::Live(entry.session.clone())
+        Met::Live(entry.session.clone(), owed)
     }
 
     /// Takes in a row that was read for `ticket`; false when something ended meanwhile, and the row must be read again.
@@ -193,6 +214,7 @@ impl LiveSessions {
         }
         let session = Arc::new(session);
         if let Some(entry) = shard.entries.get_mut(&token) {
+            entry.unproved.store(session.unproved, Ordering::Relaxed);
             entry.session = session;
             entry.trust = ticket.trust;
             entry.last_active.fetch_max(stored.0, Ordering::Relaxed);
@@ -204,6 +226,7 @@ impl LiveSessions {
         shard.entries.insert(
             token,
             Entry {
+                unproved: AtomicBool::new(session.unproved),
                 session,
                 trust: ticket.trust,
                 last_active: AtomicI64::new(stored.0),
@@ -241,7 +264,12 @@ impl LiveSessions {
         shard.entries.get(token).map(|entry| Timestamp(entry.last_active.load(Ordering::Relaxed)))
     }
 
-    /// Takes the last-actives that lag too far. Each is to come back by [`written`](Self::written) or
+    /// Whether the stored last-active of a session lags further than a crash may lose.
+    pub fn lags_too_far(&self, token: &TokenHash) -> bool {
+        self.read(token).entries.get(token).is_some_and(Entry::lags_too_far)
+    }
+
+    /// Takes the last-actives that lag. Each is to come back by [`written`](Self::written) or
     /// [`not_written`](Self::not_written).
     pub fn take_lagging(&self) -> Vec<Unwritten> {
         let mut out = Vec::new();
@@ -355,6 +383,7 @@ mod tests {
             email: "ana@example.com".into(),
             email_verified: false,
             limits: Limits { idle_ms: Some(1_800_000), expires_at: Timestamp(NOW.0 + 86_400_000) },
+            unproved: false,
             // The same last byte: all in one shard.
             token: TokenHash([n, n, n, n, n, n, n, n, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
         }
@@ -388,7 +417,7 @@ mod tests {
     fn what_another_process_may_have_ended_is_read_again_and_keeps_its_newer_last_active() {
         let (live, token) = with(1);
         let later = Timestamp(NOW.0 + 10_000);
-        assert!(matches!(live.meet(&token, later, false), Met::Live(_)));
+        assert!(matches!(live.meet(&token, later, false), Met::Live(..)));
         live.distrust();
         let ticket = ticket(&live, &token);
         assert!(live.admit(ticket, session(1), NOW));
@@ -408,7 +437,7 @@ mod tests {
     #[test]
     fn a_passive_request_is_no_activity() {
         let (live, token) = with(1);
-        assert!(matches!(live.meet(&token, Timestamp(NOW.0 + 5_000), true), Met::Live(_)));
+        assert!(matches!(live.meet(&token, Timestamp(NOW.0 + 5_000), true), Met::Live(..)));
         assert_eq!(live.last_active(&token), Some(NOW));
     }
 
@@ -434,6 +463,31 @@ mod tests {
         assert_eq!(live.take_lagging().len(), 1);
         live.written(&taken);
         assert!(live.unwritten().is_empty());
+    }
+
+    #[test]
+    fn the_first_request_after_a_silence_owes_its_last_active_and_one_that_comes_often_owes_nothing() {
+        let (live, token) = with(1);
+        let owes = |at: i64, passive: bool| match live.meet(&token, Timestamp(NOW.0 + at), passive) {
+            Met::Live(_, owed) => owed.last_active,
+            other => panic!("not live: {other:?}"),
+        };
+        assert!(!owes(60_000, false));
+        assert!(owes(60_001, false));
+        assert!(!owes(60_002, true));
+        let taken = live.take_lagging();
+        live.written(&taken);
+        assert!(!live.lags_too_far(&token) && !owes(60_003, false));
+    }
+
+    #[test]
+    fn the_first_use_of_a_successor_is_owed_once() {
+        let live = LiveSessions::new(1000);
+        let successor = LiveSession { unproved: true, ..session(1) };
+        assert!(live.admit(ticket(&live, &successor.token), successor.clone(), NOW));
+        let first = |passive| matches!(live.meet(&successor.token, NOW, passive), Met::Live(_, Owed { first_use: true, .. }));
+        assert!(first(true));
+        assert!(!first(false));
     }
 
     #[test]

@@ -1,17 +1,21 @@
-//! `GET /openapi.json`: the contract, for machines. Made from the handlers themselves.
+//! `GET /openapi.json`: the contract, for machines.
+//!
+//! The routes, bodies and answers come from the handlers themselves. What is true of every route (how it refuses, which
+//! header polls may send) is put in here, in one place, so that no handler can forget it.
 
+use std::sync::Arc;
+
+use axum::Extension;
 use axum::body::Bytes;
 use axum::http::header::CONTENT_TYPE;
-use axum::routing::{MethodRouter, get};
-use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
-use utoipa::openapi::{OpenApi as Document, ServerBuilder};
-use utoipa::{Modify, OpenApi};
+use axum::response::IntoResponse;
+use serde_json::{Map, Value, json};
+use utoipa::OpenApi;
+use utoipa::openapi::OpenApi as Document;
 
-use crate::app::App;
 use crate::config::Config;
-
-/// Where it is served, below `BASE_PATH`.
-pub const PATH: &str = "/openapi.json";
+use crate::error::Problem;
+use crate::form::{NoQuery, Query};
 
 /// What stands above the routes.
 #[derive(OpenApi)]
@@ -19,33 +23,100 @@ pub const PATH: &str = "/openapi.json";
     info(
         title = "Holdfast",
         description = "Session security server. Errors are RFC 9457 problem documents; clients switch on their `code`. \
-            State-changing requests of browsers must come from PUBLIC_URL or an allowed origin, else `403 cross_site_request`."
+            State-changing requests of browsers must come from PUBLIC_URL or an allowed origin, else `403 cross_site_request`. \
+            Another method than those of a route is `405 method_not_allowed`, any other path `404 not_found`."
     ),
-    modifiers(&Cookie)
+    components(schemas(Problem))
 )]
 pub struct Description;
 
-struct Cookie;
+/// The document, written once, at start.
+#[derive(Clone)]
+pub struct Written(Arc<Bytes>);
 
-impl Modify for Cookie {
-    fn modify(&self, document: &mut Document) {
-        let cookie = ApiKey::Cookie(ApiKeyValue::with_description("__Host-holdfast", "The session cookie; `holdfast` on plain http."));
-        document.components.get_or_insert_default().add_security_scheme("session", SecurityScheme::ApiKey(cookie));
+impl Written {
+    /// Writes it for these settings.
+    pub fn of(document: &Document, config: &Config) -> Self {
+        // Maps and strings always serialize.
+        Written(Arc::new(Bytes::from(complete(document, config).to_string())))
     }
 }
 
-/// Puts in what only the settings know.
-pub fn complete(document: &mut Document, config: &Config) {
-    let url = format!("{}{}", config.public_url.origin, config.base_path);
-    document.servers = Some(vec![ServerBuilder::new().url(url).build()]);
+/// Serves the document.
+#[utoipa::path(get, path = "/openapi.json", tag = "Operations", operation_id = "openapi", responses((status = 200, content_type = "application/json", body = Object)))]
+pub async fn show(Extension(Written(text)): Extension<Written>, Query(NoQuery): Query<NoQuery>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], Bytes::clone(&text))
 }
 
-/// Serves the document: written once, at start.
-pub fn route(document: &Document) -> MethodRouter<App> {
-    // A document of strings and maps always serializes.
-    let text = Bytes::from(document.to_json().unwrap_or_default());
-    get(move || {
-        let text = text.clone();
-        async move { ([(CONTENT_TYPE, "application/json")], text) }
-    })
+/// Puts in what holds for all routes, and what only the settings know.
+pub fn complete(document: &Document, config: &Config) -> Value {
+    let mut whole = serde_json::to_value(document).unwrap_or_default();
+    whole["servers"] = json!([{"url": format!("{}{}", config.public_url.origin, config.base_path)}]);
+    let cookie = if config.public_url.https { "__Host-holdfast" } else { "holdfast" };
+    whole["components"]["securitySchemes"] = json!({"session": {"type": "apiKey", "in": "cookie", "name": cookie, "description": "The session cookie."}});
+    let paths = whole["paths"].as_object_mut().into_iter().flat_map(Map::values_mut);
+    for (method, operation) in paths.filter_map(Value::as_object_mut).flatten() {
+        complete_operation(method, operation);
+    }
+    whole
+}
+
+fn complete_operation(method: &str, operation: &mut Value) {
+    let signed_in = operation.get("security").is_some();
+    let mut refusals = vec![400, 413, 415, 422, 500, 503];
+    if method != "get" {
+        refusals.push(403);
+    }
+    if signed_in {
+        refusals.push(401);
+        let passive = json!({"name": "X-Session-Passive", "in": "header", "required": false, "schema": {"type": "string", "enum": ["1"]},
+            "description": "1: this request does not count as activity."});
+        match operation["parameters"].as_array_mut() {
+            Some(parameters) => parameters.push(passive),
+            None => operation["parameters"] = json!([passive]),
+        }
+    }
+    for status in refusals {
+        let responses = &mut operation["responses"];
+        if responses.get(status.to_string()).is_none() {
+            responses[status.to_string()] = json!({"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}});
+        }
+    }
+    for (status, response) in operation["responses"].as_object_mut().into_iter().flatten() {
+        complete_response(status, response);
+    }
+}
+
+fn complete_response(status: &str, response: &mut Value) {
+    if response["description"].as_str().is_none_or(str::is_empty) {
+        response["description"] = json!(words_for(status));
+    }
+    response["headers"]["X-Request-Id"] = json!({"schema": {"type": "string"}});
+    if status == "503" {
+        response["headers"]["Retry-After"] = json!({"description": "Seconds.", "schema": {"type": "integer"}});
+    }
+    let is_problem = !status.starts_with('2');
+    if let (true, Some(content)) = (is_problem, response["content"].as_object_mut()) {
+        if let Some(schema) = content.remove("application/json") {
+            content.insert("application/problem+json".into(), schema);
+        }
+    }
+}
+
+fn words_for(status: &str) -> &'static str {
+    match status {
+        "200" => "Done.",
+        "201" => "Made.",
+        "204" => "Done; there is nothing to say.",
+        "400" => "`malformed_json`, `malformed_request`",
+        "401" => "`unauthenticated`, `invalid_credentials`, or why the session is dead: `session_…`",
+        "403" => "`cross_site_request`, `forbidden`, `invalid_credentials`",
+        "404" => "`not_found`",
+        "409" => "`email_taken`, `last_admin`",
+        "413" => "`body_too_large`",
+        "415" => "`unsupported_media_type`",
+        "422" => "`validation_failed`: `errors` names every field at fault",
+        "503" => "`overloaded`: try again after `Retry-After` seconds",
+        _ => "`internal`",
+    }
 }

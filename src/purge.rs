@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Timestamp;
 use crate::config::Config;
+use crate::cookie::DEVICE_DAYS;
 use crate::db::{Db, Fault, WRITER_SHARE};
 use crate::id::{EventId, floor};
 
@@ -40,8 +41,9 @@ const KINDS: [Kind; 6] = [
         by_id: false,
     },
     Kind {
+        // As long as browsers keep the cookie.
         name: "known devices",
-        older_than: |config| config.known_ip_retention,
+        older_than: |config| config.known_ip_retention.max(Duration::from_secs(DEVICE_DAYS * 86_400)),
         sql: "DELETE FROM known_devices WHERE (user_id, device_hash) IN
               (SELECT user_id, device_hash FROM known_devices WHERE last_seen_at < ?1 LIMIT ?2)",
         by_id: false,

@@ -1,34 +1,26 @@
 //! Every route on one page: open ones, those that need a session, those for administrators.
 
 use axum::middleware::from_fn_with_state;
-use axum::{Router, middleware as axum_middleware};
+use axum::{Extension, Router, middleware as axum_middleware};
 use utoipa::OpenApi;
-use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
 use crate::account::{login, logout, me, password_change, signup};
 use crate::app::App;
 use crate::error::Refusal;
+use crate::openapi::Written;
 use crate::{admin, device_sessions, forward_auth, health, middleware, openapi, session_extractor};
 
 /// Builds the service: the routes, and the stack around them.
 pub fn router(app: App) -> Router {
-    let (routes, mut document) = routes(&app).split_for_parts();
-    openapi::complete(&mut document, &app.config);
-    let routes = routes.route(openapi::PATH, openapi::route(&document).route_layer(axum_middleware::from_fn(middleware::bounded_body)));
+    let (routes, document) = routes(&app).split_for_parts();
+    let routes = routes.layer(Extension(Written::of(&document, &app.config)));
     let mounted = match app.config.base_path.as_str() {
         "" => routes,
         base => Router::new().nest(base, routes),
     };
     middleware::stack(mounted.fallback(|| async { Refusal::NotFound }), &app).with_state(app)
-}
-
-/// The document that `GET /openapi.json` serves.
-pub fn document(app: &App) -> Document {
-    let mut document = routes(app).into_openapi();
-    openapi::complete(&mut document, &app.config);
-    document
 }
 
 fn routes(app: &App) -> OpenApiRouter<App> {
@@ -43,6 +35,7 @@ fn routes(app: &App) -> OpenApiRouter<App> {
         .routes(open(routes!(logout::log_out)))
         .routes(open(routes!(health::live)))
         .routes(open(routes!(health::ready)))
+        .routes(open(routes!(openapi::show)))
         .routes(signed_in(routes!(forward_auth::check)))
         .routes(signed_in(routes!(me::show, me::rename)))
         .routes(signed_in(routes!(me::activity)))

@@ -54,6 +54,7 @@ pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> 
     let _ = background::write_back_all(&app).await;
     if tokio::time::timeout(app.config.shutdown_grace, serving.idle()).await.is_err() {
         tracing::warn!(grace = ?app.config.shutdown_grace, "some requests did not finish in time");
+        handle.shutdown();
     }
     handle.graceful_shutdown(Some(GOODBYE));
     let served = server.await.unwrap_or_else(|e| Err(io::Error::other(e)));

@@ -15,16 +15,16 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::app::App;
+use crate::background;
 use crate::client::Client;
+use crate::clock::Timestamp;
 use crate::cookie;
-use crate::db::{Fault, Tx};
-use crate::device_sessions::{self, EndReason, Known};
+use crate::db::Tx;
+use crate::device_sessions::{self, Known};
 use crate::error::{Error, Refusal};
-use crate::event::{Event, record};
-use crate::id::SessionId;
-use crate::live_sessions::{LiveSession, Met};
+use crate::live_sessions::{LiveSession, Met, Owed};
 use crate::secret::TokenHash;
-use crate::session_security::{Verdict, is_first_report};
+use crate::session_security::{judge, note_use_of_successor};
 
 /// The session of a request that passed the check.
 pub type Session = Arc<LiveSession>;
@@ -49,8 +49,15 @@ async fn check(app: &App, parts: &mut axum::http::request::Parts) -> Result<Sess
     let (now, passive) = (app.clock.now(), is_passive(&parts.headers));
     loop {
         let ticket = match app.db.live().meet(&token, now, passive) {
-            Met::Live(session) => return Ok(session),
-            Met::Dead(session, verdict) => return Err(reject(app, session, verdict).await),
+            Met::Live(session, owed) => {
+                settle_debts(app, &session, owed).await?;
+                return Ok(session);
+            }
+            Met::Dead => match app.db.write(move |tx| end_by_deadline(tx, &token, now)).await? {
+                Some(refusal) => return Err(refusal.into()),
+                // Another process has seen it since: it is read again.
+                None => continue,
+            },
             Met::Unknown(ticket) => ticket,
         };
         match app.db.glance(move |tx| device_sessions::look_up(tx, &token)).await? {
@@ -64,9 +71,9 @@ async fn check(app: &App, parts: &mut axum::http::request::Parts) -> Result<Sess
                 app.db.live().drop_foreign(&token);
                 return Err(Refusal::SessionEnded(reason).into());
             }
-            Known::Rotated(session) => {
+            Known::Rotated(_) => {
                 let client = Client::from_request_parts(parts, app).await?;
-                return Err(turn_away_retired(app, token, session, client).await?.into());
+                return Err(turn_away_retired(app, token, client).await?.into());
             }
             Known::Nothing => return Err(Refusal::Unauthenticated.into()),
         }
@@ -78,41 +85,43 @@ fn is_passive(headers: &HeaderMap) -> bool {
     headers.get("x-session-passive").is_some_and(|value| value == "1")
 }
 
-/// Ends a session that is past a deadline, and says why it is dead: for this deadline, or for what came first.
-async fn reject(app: &App, session: Session, verdict: Verdict) -> Error {
-    let Some(reason) = verdict.reason() else { return Refusal::Unauthenticated.into() };
-    let done = app.db.write(move |tx| end_by_deadline(tx, &session.token, reason)).await;
-    match done {
-        Ok(refusal) => refusal.into(),
-        Err(fault) => Error::Fault(fault),
+/// Tells the database what it must know before the answer. Few requests owe anything: the first after a silence, and the
+/// first with a new token.
+async fn settle_debts(app: &App, session: &Session, owed: Owed) -> Result<(), Error> {
+    if owed.last_active {
+        background::write_back_now(app, session.token).await;
     }
+    if owed.first_use {
+        let id = session.id;
+        app.db.write_relaxed(move |tx| note_use_of_successor(tx, id)).await?;
+    }
+    Ok(())
 }
 
-fn end_by_deadline(tx: &mut Tx, token: &TokenHash, reason: EndReason) -> Result<Refusal, Fault> {
-    if let Some(session) = device_sessions::holding(tx, token)? {
-        device_sessions::time_out(tx, &session, reason)?;
-        return Ok(Refusal::SessionEnded(reason));
-    }
+/// Ends a session that is past a deadline at the moment of the request, and says why it is dead: for this deadline, or for
+/// what came first. `None` when it lives after all, because another process wrote down a request that is not known here.
+fn end_by_deadline(tx: &mut Tx, token: &TokenHash, asked_at: Timestamp) -> Result<Option<Refusal>, Error> {
     tx.forget(token);
-    Ok(device_sessions::refusal_for(tx, token)?.unwrap_or(Refusal::Unauthenticated))
+    let Some(session) = device_sessions::holding(tx, token)? else {
+        return Ok(Some(device_sessions::refusal_for(tx, token)?.unwrap_or(Refusal::Unauthenticated)));
+    };
+    match judge(&session.limits, session.last_active_at, asked_at).reason() {
+        None => Ok(None),
+        Some(reason) => {
+            device_sessions::time_out(tx, &session, reason)?;
+            Ok(Some(Refusal::SessionEnded(reason)))
+        }
+    }
 }
 
 /// Refuses a retired token, and raises the alarm if only a thief can have sent it. The successor lives on: ending it would
 /// let whoever holds an old cookie sign the user out at will.
-async fn turn_away_retired(app: &App, token: TokenHash, session: SessionId, client: Client) -> Result<Refusal, Error> {
+async fn turn_away_retired(app: &App, token: TokenHash, client: Client) -> Result<Refusal, Error> {
     // Most retired tokens come from a request that was under way; for those it is only a read.
-    if !app.db.glance(move |tx| device_sessions::looks_stolen(tx, &token, session).map(|row| row.is_some())).await.map_err(|fault: Fault| fault)? {
-        return Ok(Refusal::SessionRotated);
+    let suspicious = app.db.glance(move |tx| device_sessions::looks_stolen(tx, &token).map(|session| session.is_some()).map_err(Error::from)).await?;
+    if suspicious {
+        let scene = client.scene().await?;
+        app.db.write(move |tx| device_sessions::report_if_stolen(tx, &token, scene.clone()).map_err(Error::from)).await?;
     }
-    let scene = client.scene().await?;
-    app.db
-        .write(move |tx| -> Result<(), Fault> {
-            let Some(row) = device_sessions::looks_stolen(tx, &token, session)? else { return Ok(()) };
-            if is_first_report(tx, &token)? {
-                record(tx, scene.clone().whose(row.user_id).about(row.id), Event::RotatedTokenReused)?;
-            }
-            Ok(())
-        })
-        .await?;
     Ok(Refusal::SessionRotated)
 }

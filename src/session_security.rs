@@ -133,7 +133,7 @@ pub struct Device {
 /// A cookie that some sign-in here issued stays; an invented one is replaced, so nobody can plant a device name.
 pub fn is_new_device(tx: &mut Tx, user: UserId, presented: Option<&Token>, since: Timestamp) -> Result<Device, Fault> {
     let issued = match presented {
-        Some(token) if was_issued(tx, &token.hash(), since)? => Some(token.clone()),
+        Some(token) if was_issued(tx, &token.hash())? => Some(token.clone()),
         _ => None,
     };
     let token = issued.unwrap_or_else(|| Token::mint(tx.chance()));
@@ -150,8 +150,9 @@ pub fn is_new_device(tx: &mut Tx, user: UserId, presented: Option<&Token>, since
     Ok(Device { token, is_new: known == 0 })
 }
 
-fn was_issued(tx: &mut Tx, device: &TokenHash, since: Timestamp) -> Result<bool, Fault> {
-    let seen: Option<i64> = tx.row("SELECT 1 FROM known_devices WHERE device_hash = ?1 AND last_seen_at >= ?2 LIMIT 1", (device, since))?;
+/// A device is known for as long as its cookie lives; only newness has a shorter memory.
+fn was_issued(tx: &mut Tx, device: &TokenHash) -> Result<bool, Fault> {
+    let seen: Option<i64> = tx.row("SELECT 1 FROM known_devices WHERE device_hash = ?1 LIMIT 1", (device,))?;
     Ok(seen.is_some())
 }
 
@@ -172,7 +173,7 @@ pub fn rotate(tx: &mut Tx, session: SessionId, old: &TokenHash) -> Result<Option
     if won == 0 {
         return Ok(None);
     }
-    tx.run("INSERT INTO retired_tokens (token_hash, session_id, retired_at) VALUES (?1, ?2, ?3)", (old, session, now))?;
+    tx.run("INSERT INTO retired_tokens (token_hash, session_id, retired_at, successor_used) VALUES (?1, ?2, ?3, 0)", (old, session, now))?;
     tx.forget(old);
     Ok(Some(token))
 }
@@ -182,8 +183,13 @@ const ROTATION_ECHO_MS: i64 = 60_000;
 
 /// Whether a retired token that comes back now can only be a copy: more than a minute after it was retired, when the browser
 /// that got its successor has already used that.
-pub fn is_stolen(retired_at: Timestamp, successor_used_at: Timestamp, now: Timestamp) -> bool {
-    now.since(retired_at) > ROTATION_ECHO_MS && successor_used_at > retired_at
+pub fn is_stolen(retired_at: Timestamp, successor_used: bool, now: Timestamp) -> bool {
+    now.since(retired_at) > ROTATION_ECHO_MS && successor_used
+}
+
+/// Notes that a request has come with the newest token of a session: from now on the older ones can only be copies.
+pub fn note_use_of_successor(tx: &mut Tx, session: SessionId) -> Result<(), Fault> {
+    tx.run("UPDATE retired_tokens SET successor_used = 1 WHERE session_id = ?1 AND successor_used = 0", (session,)).map(|_| ())
 }
 
 /// Marks a retired token as reported; false when it was already. One alarm per token.
@@ -250,10 +256,9 @@ mod tests {
     #[test]
     fn a_retired_token_is_stolen_only_after_a_minute_and_when_its_successor_was_used() {
         let retired = at(0);
-        assert!(is_stolen(retired, at(1), at(60_001)));
-        assert!(!is_stolen(retired, at(1), at(60_000)));
-        assert!(!is_stolen(retired, retired, at(1_000_000)));
-        assert!(!is_stolen(retired, at(-1), at(1_000_000)));
+        assert!(is_stolen(retired, true, at(60_001)));
+        assert!(!is_stolen(retired, true, at(60_000)));
+        assert!(!is_stolen(retired, false, at(1_000_000)));
     }
 
     #[test]

@@ -57,9 +57,11 @@ impl Email {
         &self.canonical
     }
 
-    /// The canonical local part.
-    pub fn canonical_local_part(&self) -> &str {
-        self.canonical.rsplit_once('@').map_or("", |(local, _)| local)
+    /// Whether a lower-case text is this address, in the spelling of mail or of people, or its local part.
+    pub fn is_spelled(&self, folded: &str) -> bool {
+        let (local, domain) = self.canonical.rsplit_once('@').unwrap_or((&self.canonical, ""));
+        let (for_people, _) = idna::domain_to_unicode(domain);
+        folded == self.canonical || folded == local || folded.strip_prefix(local).and_then(|rest| rest.strip_prefix('@')) == Some(&for_people)
     }
 }
 

@@ -18,12 +18,11 @@ use crate::db::{Fault, Tx};
 use crate::error::{Error, Problem, Refusal};
 use crate::event::{Event, record};
 use crate::factor::password::{Password, PasswordHash};
-use crate::form::{Form, FromForm, Json, NoQuery, Query};
+use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
 
 /// Trades an address and a password for a session.
 #[utoipa::path(post, path = "/login", tag = "Account", operation_id = "log_in", request_body = PasswordLogin,
-    responses((status = 200, body = SignedInView), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
-        (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = SignedInView, headers(("Set-Cookie" = String, description = "The session cookie; at sign-in the device cookie too"))), (status = 401, body = Problem)))]
 pub async fn log_in(
     State(app): State<App>,
     client: Client,
@@ -67,12 +66,12 @@ pub struct PasswordLogin {
     #[schema(value_type = String, format = Password)]
     password: Password,
     /// Whether the session is to outlive the browser, within `REMEMBER_TIMEOUTS`.
-    #[schema(value_type = Option<bool>, default = false)]
+    #[schema(value_type = bool, required = false, default = false)]
     remember: bool,
 }
 
 impl FromForm for PasswordLogin {
-    fn take(form: &mut Form) -> Option<Self> {
+    fn take(form: &mut Form, _: &Rules<'_>) -> Option<Self> {
         let (email, password, remember) = (Email::take(form, "email"), Password::take(form, "password"), form.flag("remember", false));
         Some(PasswordLogin { email: email?, password: password?, remember: remember? })
     }

@@ -16,16 +16,17 @@ use crate::client::Client;
 use crate::cookie::Name;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::{self, Known, set_cookie, sign_out};
-use crate::error::{Error, Problem};
-use crate::form::{NoQuery, Query};
+use crate::error::Error;
+use crate::event::Scene;
+use crate::form::Nothing;
 use crate::secret::TokenHash;
 
 const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
 
 /// Signs out, whatever the cookie is worth.
 #[utoipa::path(post, path = "/logout", tag = "Account", operation_id = "log_out",
-    responses((status = 204), (status = 403, body = Problem), (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
-pub async fn log_out(State(app): State<App>, client: Client, headers: HeaderMap, Query(NoQuery): Query<NoQuery>) -> Result<Response, Error> {
+    responses((status = 204, headers(("Set-Cookie" = String, description = "Takes the cookie back, if it ended a live session")))))]
+pub async fn log_out(State(app): State<App>, client: Client, headers: HeaderMap, _: Nothing) -> Result<Response, Error> {
     match app.cookies.presented(&headers, Name::Session) {
         Some(token) => end_current(&app, token.hash(), client).await,
         None => Ok(StatusCode::NO_CONTENT.into_response()),
@@ -36,8 +37,11 @@ pub async fn log_out(State(app): State<App>, client: Client, headers: HeaderMap,
 pub async fn end_current(app: &App, token: TokenHash, client: Client) -> Result<Response, Error> {
     // A dead or invented token costs a read, not a turn at the writer.
     let known = app.db.glance(move |tx| device_sessions::look_up(tx, &token)).await?;
+    let scene = client.scene().await?;
     let ended = match known {
-        Known::Open(..) | Known::Rotated(_) => app.db.write(move |tx| end_held(tx, &token, client.ip)).await.map_err(|fault: Fault| Error::from(fault))?,
+        Known::Open(..) | Known::Rotated(_) => {
+            app.db.write(move |tx| end_held(tx, &token, &scene, client.ip)).await.map_err(|fault: Fault| Error::from(fault))?
+        }
         Known::Ended(_) | Known::Nothing => false,
     };
     let mut response = StatusCode::NO_CONTENT.into_response();
@@ -47,11 +51,15 @@ pub async fn end_current(app: &App, token: TokenHash, client: Client) -> Result<
     Ok(response)
 }
 
-fn end_held(tx: &mut Tx, token: &TokenHash, from: IpAddr) -> Result<bool, Fault> {
+fn end_held(tx: &mut Tx, token: &TokenHash, scene: &Scene, from: IpAddr) -> Result<bool, Fault> {
     match device_sessions::look_up(tx, token)? {
         Known::Open(..) => sign_out(tx, token, from),
         Known::Rotated(session) => match device_sessions::by_id(tx, session)? {
-            Some(session) => sign_out(tx, &session.token, from),
+            // It may be the owner, in a tab that slept through the rotation, or a thief: either way it ends.
+            Some(session) => {
+                device_sessions::report_if_stolen(tx, token, scene.clone())?;
+                sign_out(tx, &session.token, from)
+            }
             None => Ok(false),
         },
         Known::Ended(_) | Known::Nothing => Ok(false),

@@ -12,16 +12,16 @@ use crate::app::App;
 use crate::clock::Timestamp;
 use crate::db::Tx;
 use crate::device_sessions::{holding, still_current};
-use crate::error::{Error, Problem, Refusal};
+use crate::error::{Error, Refusal};
 use crate::event::{self, Recorded};
-use crate::form::{Form, FromForm, Json, NoQuery, Query};
+use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
 use crate::guard::{NEWEST, SignedIn};
 use crate::id::{EventId, SessionId};
 use crate::live_sessions::LiveSession;
 
 /// `GET /me`: who is signed in, and on which device.
 #[utoipa::path(get, path = "/me", tag = "Account", operation_id = "me", security(("session" = [])),
-    responses((status = 200, body = SignedInView), (status = 401, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = SignedInView)))]
 pub async fn show(State(app): State<App>, SignedIn(me): SignedIn, Query(NoQuery): Query<NoQuery>) -> Result<axum::Json<SignedInView>, Error> {
     app.db.glance(move |tx| both(tx, &me)).await.map(axum::Json)
 }
@@ -38,8 +38,7 @@ fn both(tx: &mut Tx, me: &LiveSession) -> Result<SignedInView, Error> {
 
 /// `PATCH /me`: what to call oneself.
 #[utoipa::path(patch, path = "/me", tag = "Account", operation_id = "rename_me", request_body = Rename, security(("session" = [])),
-    responses((status = 200, body = UserAnswer), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
-        (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = UserAnswer)))]
 pub async fn rename(
     State(app): State<App>,
     SignedIn(me): SignedIn,
@@ -66,7 +65,7 @@ pub struct Rename {
 }
 
 impl FromForm for Rename {
-    fn take(form: &mut Form) -> Option<Self> {
+    fn take(form: &mut Form, _: &Rules<'_>) -> Option<Self> {
         Some(Rename { name: take_name(form)? })
     }
 }
@@ -81,7 +80,7 @@ pub struct UserAnswer {
 /// `GET /me/activity`: this account's security events, newest first.
 #[utoipa::path(get, path = "/me/activity", tag = "Account", operation_id = "my_activity", security(("session" = [])),
     params(("before" = Option<Uuid>, Query, description = "The `next` of the page before"), ("limit" = Option<u32>, Query, minimum = 1, maximum = 100)),
-    responses((status = 200, body = Activity), (status = 401, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = Activity)))]
 pub async fn activity(State(app): State<App>, SignedIn(me): SignedIn, Query(page): Query<Page>) -> Result<axum::Json<Activity>, Error> {
     let limit = page.limit;
     let events = app.db.read(move |tx| event::of_user(tx, me.user_id, EventId(page.before), page.limit + 1).map_err(Error::from)).await?;
@@ -98,7 +97,7 @@ pub struct Page {
 }
 
 impl FromForm for Page {
-    fn take(form: &mut Form) -> Option<Self> {
+    fn take(form: &mut Form, _: &Rules<'_>) -> Option<Self> {
         let before = form.parameter("before", "This must be the `next` of the page before.", |text| EventId::parse(text).map(|id| id.0));
         let limit = form.parameter("limit", "This must be a whole number from 1 to 100.", |text| {
             text.parse::<i64>().ok().filter(|n| (1..=100).contains(n) && !text.starts_with('+'))
@@ -122,7 +121,7 @@ pub struct Activity {
     /// Newest first.
     pub events: Vec<EventView>,
     /// Give it as `before` for the next page; `null` when there is none.
-    #[schema(value_type = Option<Uuid>)]
+    #[schema(value_type = Option<Uuid>, required = true)]
     pub next: Option<EventId>,
 }
 
@@ -137,9 +136,11 @@ pub struct EventView {
     pub at: Timestamp,
     #[schema(example = "new_ip_login")]
     pub kind: String,
+    #[schema(required = true)]
     pub ip: Option<String>,
+    #[schema(required = true)]
     pub device_name: Option<String>,
-    #[schema(value_type = Option<Uuid>)]
+    #[schema(value_type = Option<Uuid>, required = true)]
     pub session_id: Option<SessionId>,
     /// An object; what it holds depends on the kind.
     #[schema(value_type = Object)]

@@ -10,17 +10,16 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::email::Email;
-use super::signup::weak;
 use super::{UserView, of_session};
 use crate::app::App;
 use crate::client::Client;
 use crate::clock::Timestamp;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::{DeviceSession, SessionView, end_others_of, holding, set_cookie, still_current};
-use crate::error::{Error, Problem, Refusal};
+use crate::error::{Error, Refusal};
 use crate::event::{By, Event, Scene, record};
 use crate::factor::password::{Password, PasswordHash};
-use crate::form::{Form, FromForm, Json, NoQuery, Query};
+use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
 use crate::guard::SignedIn;
 use crate::id::UserId;
 use crate::live_sessions::LiveSession;
@@ -29,8 +28,7 @@ use crate::session_security::{judge, rotate};
 
 /// Changes the password of whoever is signed in.
 #[utoipa::path(put, path = "/me/password", tag = "Account", operation_id = "change_password", request_body = PasswordChange, security(("session" = [])),
-    responses((status = 200, body = PasswordChanged), (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
-        (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = PasswordChanged, headers(("Set-Cookie" = String, description = "The session cookie; at sign-in the device cookie too")))))]
 pub async fn change(
     State(app): State<App>,
     SignedIn(me): SignedIn,
@@ -39,9 +37,6 @@ pub async fn change(
     Json(ask): Json<PasswordChange>,
 ) -> Result<Response, Error> {
     let PasswordChange { current_password, new_password, sign_out_others } = ask;
-    if let Some(weakness) = new_password.weakness(app.config.password_min_length, Email::parse(&me.email).as_ref()) {
-        return Err(weak("new_password", weakness));
-    }
     // In one snapshot with the session, so that the loser of a race learns that it was rotated, not that its password is wrong.
     let asking = me.clone();
     let user = app
@@ -72,13 +67,15 @@ pub struct PasswordChange {
     #[schema(value_type = String, format = Password, min_length = 8, max_length = 256)]
     new_password: Password,
     /// Whether the other sessions end.
-    #[schema(value_type = Option<bool>, default = true)]
+    #[schema(value_type = bool, required = false, default = true)]
     sign_out_others: bool,
 }
 
 impl FromForm for PasswordChange {
-    fn take(form: &mut Form) -> Option<Self> {
-        let (current, new) = (Password::take(form, "current_password"), Password::take(form, "new_password"));
+    fn take(form: &mut Form, rules: &Rules<'_>) -> Option<Self> {
+        let email = rules.sender.and_then(|me| Email::parse(&me.email));
+        let current = Password::take(form, "current_password");
+        let new = Password::take_new(form, "new_password", rules.config.password_min_length, email.as_ref());
         let sign_out_others = form.flag("sign_out_others", true);
         Some(PasswordChange { current_password: current?, new_password: new?, sign_out_others: sign_out_others? })
     }

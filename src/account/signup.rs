@@ -17,13 +17,12 @@ use crate::db::{Fault, Tx};
 use crate::error::{Error, Problem, Refusal};
 use crate::event::{By, Event, Scene, record};
 use crate::factor::password::{Password, PasswordHash};
-use crate::form::{Form, FromForm, Json, NoQuery, Query};
+use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
 use crate::id::UserId;
 
 /// Trades an address and a password for an account and a session.
 #[utoipa::path(post, path = "/signup", tag = "Account", operation_id = "sign_up", request_body = SignUp,
-    responses((status = 201, body = SignedInView), (status = 400, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem),
-        (status = 413, body = Problem), (status = 415, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 201, body = SignedInView, headers(("Set-Cookie" = String, description = "The session cookie; at sign-in the device cookie too"))), (status = 409, body = Problem)))]
 pub async fn sign_up(
     State(app): State<App>,
     client: Client,
@@ -32,9 +31,6 @@ pub async fn sign_up(
     Json(ask): Json<SignUp>,
 ) -> Result<Response, Error> {
     let SignUp { email, password, name } = ask;
-    if let Some(weakness) = password.weakness(app.config.password_min_length, Some(&email)) {
-        return Err(weak("password", weakness));
-    }
     // Refused before the hash: what is taken need not cost 17 ms.
     let wanted = email.clone();
     if app.db.glance(move |tx| by_email(tx, &wanted)).await?.is_some() {
@@ -43,7 +39,7 @@ pub async fn sign_up(
     let hash = app.hasher.hash(client.ip, password, app.db.chance()).await?;
 
     let arrival = Arrival::of(&app, client, &headers, false).await?;
-    let account = NewAccount { email, hash, name, role: app.config.roles[0].clone() };
+    let account = NewAccount { email, hash, name, role: app.config.first_role().into() };
     let own = app.clone();
     let signed_in = app
         .db
@@ -68,21 +64,17 @@ pub struct SignUp {
     #[schema(value_type = String, format = Password, min_length = 8, max_length = 256)]
     password: Password,
     /// At most 200 characters.
-    #[schema(value_type = Option<String>, max_length = 200)]
+    #[schema(value_type = String, required = false, max_length = 200)]
     name: String,
 }
 
 impl FromForm for SignUp {
-    fn take(form: &mut Form) -> Option<Self> {
-        let (email, password, name) = (Email::take(form, "email"), Password::take(form, "password"), take_optional_name(form));
+    fn take(form: &mut Form, rules: &Rules<'_>) -> Option<Self> {
+        let email = Email::take(form, "email");
+        let password = Password::take_new(form, "password", rules.config.password_min_length, email.as_ref());
+        let name = take_optional_name(form);
         Some(SignUp { email: email?, password: password?, name: name? })
     }
-}
-
-/// The refusal of a new password.
-pub fn weak(field: &str, (code, message): crate::factor::password::Weakness) -> Error {
-    let error = crate::error::FieldError { field: field.into(), code: code.into(), message: message.into() };
-    Refusal::Invalid(vec![error]).into()
 }
 
 /// Longest name, in characters.

@@ -112,13 +112,14 @@ async fn end(app: &App, which: Which, json: bool) -> Result<(), Failure> {
 
 async fn end_one(app: &App, session: &str) -> Result<u64, Failure> {
     let id = SessionId::parse(session).ok_or_else(|| Failure::Failed("there is no such session".into()))?;
-    app.db
-        .write(move |tx| -> Result<(), Error> {
-            let session = device_sessions::by_id(tx, id)?.ok_or(Refusal::NotFound)?;
+    let found = app
+        .db
+        .write(move |tx| -> Result<bool, Fault> {
+            let Some(session) = device_sessions::by_id(tx, id)? else { return Ok(false) };
             revoke(tx, session.user_id, id, By::Cli, Scene::default())
         })
         .await?;
-    Ok(1)
+    if found { Ok(1) } else { Err(Error::Refused(Refusal::NotFound).into()) }
 }
 
 /// One user, one transaction: the server gets its turns in between.

@@ -27,7 +27,7 @@ pub(super) enum Command {
         /// Its e-mail address
         #[arg(long)]
         email: String,
-        /// Its role, one of ROLES; the first of them if not given
+        /// Its role, one of ROLES; that of a new account if not given
         #[arg(long)]
         role: Option<String>,
         /// What to call its owner
@@ -188,7 +188,7 @@ fn show(user: User, signed_out: u64, json: bool) -> Result<(), Failure> {
 
 fn known_role(app: &App, role: Option<String>) -> Result<String, Failure> {
     match role {
-        None => Ok(app.config.roles[0].clone()),
+        None => Ok(app.config.first_role().into()),
         Some(role) if app.config.roles.contains(&role) => Ok(role),
         Some(role) => Err(Failure::Failed(format!("role {role}: must be one of {}", app.config.roles.join(", ")))),
     }

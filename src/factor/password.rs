@@ -48,6 +48,15 @@ impl Password {
         form.text(field).map(Password::typed)
     }
 
+    /// Takes a field of a form as a new password: of the account with this address.
+    pub fn take_new(form: &mut Form, field: &str, min_length: usize, email: Option<&Email>) -> Option<Self> {
+        let password = Password::take(form, field)?;
+        match password.weakness(min_length, email) {
+            Some((code, message)) => form.refuse(field, code, message),
+            None => Some(password),
+        }
+    }
+
     /// Judges it as a new password. NIST SP 800-63B §3.1.1.2, ASVS 6.2.1 to 6.2.9.
     pub fn weakness(&self, min_length: usize, email: Option<&Email>) -> Option<Weakness> {
         let length = self.0.chars().count();
@@ -57,11 +66,11 @@ impl Password {
         if length > MAX_CHARS {
             return Some(("too_long", format!("Use at most {MAX_CHARS} characters.")));
         }
-        let folded = Zeroizing::new(self.0.to_lowercase());
+        let folded = Zeroizing::new(self.0.to_lowercase().nfc().collect::<String>());
         if is_common(&folded) {
             return Some(("too_common", "This password is among those that are guessed first. Choose another.".into()));
         }
-        if email.is_some_and(|email| email.canonical() == folded.as_str() || email.canonical_local_part() == folded.as_str()) {
+        if email.is_some_and(|email| email.is_spelled(&folded)) {
             return Some(("too_common", "This is your e-mail address. Choose another password.".into()));
         }
         None
@@ -91,6 +100,19 @@ pub struct Cost {
     pub memory_kib: u32,
     /// Passes over it.
     pub iterations: u32,
+}
+
+impl Cost {
+    fn passes_over_memory(self) -> u64 {
+        u64::from(self.memory_kib) * u64::from(self.iterations)
+    }
+
+    /// What is left to do, for a check at this cost, to have cost as much as one at `full`; `None` when nothing is.
+    pub fn short_of(self, full: Cost) -> Option<Cost> {
+        let missing = full.passes_over_memory().checked_sub(self.passes_over_memory())?;
+        let memory_kib = u32::try_from(missing / u64::from(full.iterations)).ok()?;
+        (memory_kib >= 8).then_some(Cost { memory_kib, ..full })
+    }
 }
 
 /// A stored hash, in the PHC string format: `$argon2id$v=19$m=…,t=…,p=1$salt$hash`.
@@ -161,9 +183,19 @@ impl PasswordHash {
         fill(password, parsed.cost, &parsed.salt, &mut hash, memory).is_ok() && bool::from(hash.as_slice().ct_eq(&parsed.hash))
     }
 
+    /// What it was made at; `None` if it is no hash of ours.
+    pub fn cost(&self) -> Option<Cost> {
+        self.parse().map(|parsed| parsed.cost)
+    }
+
     /// Whether it was made at less cost than today's.
-    pub fn is_weaker_than(&self, cost: Cost) -> bool {
-        self.parse().is_none_or(|parsed| parsed.cost.memory_kib < cost.memory_kib || parsed.cost.iterations < cost.iterations)
+    pub fn is_weaker_than(&self, today: Cost) -> bool {
+        self.cost().is_none_or(|cost| cost.memory_kib < today.memory_kib || cost.iterations < today.iterations)
+    }
+
+    /// Does the work of a check, for nothing.
+    pub fn go_through_the_motions(password: &Password, cost: Cost, memory: &mut Memory) {
+        let _ = fill(password, cost, &[0; 16], &mut [0; HASH_BYTES], memory);
     }
 
     fn parse(&self) -> Option<Parsed> {
@@ -205,6 +237,8 @@ mod tests {
         assert_eq!(code("PassWord1"), "too_common");
         assert_eq!(code("ANA.LIMA@example.COM"), "too_common");
         assert_eq!(code("ana.lima"), "too_common");
+        let email = Email::parse("longname@B\u{fc}cher.example").expect("an address");
+        assert!(Password::typed("Longname@b\u{fc}cher.example".into()).weakness(8, Some(&email)).is_some());
         assert_eq!(code("ana.lima and more"), "fine");
         assert_eq!(code("пароль-из-слов"), "fine");
         assert_eq!(code("a b c d e f"), "fine");
@@ -248,6 +282,16 @@ mod tests {
         for odd in ["", "$argon2i$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$aGFzaA", "$argon2id$v=19$m=8,t=1$x$y", "plain"] {
             assert!(!PasswordHash::stored(odd.into()).fits(&password, &mut memory), "{odd}");
         }
+    }
+
+    #[test]
+    fn a_cheaper_check_and_what_it_is_short_of_cost_as_much_as_a_full_one() {
+        let full = Cost { memory_kib: 19_456, iterations: 2 };
+        let cheap = Cost { memory_kib: 4096, iterations: 1 };
+        let rest = cheap.short_of(full).expect("it is cheaper");
+        assert_eq!(cheap.passes_over_memory() + rest.passes_over_memory(), full.passes_over_memory());
+        assert_eq!(full.short_of(full), None);
+        assert_eq!(full.short_of(cheap), None);
     }
 
     #[test]
