@@ -1,5 +1,6 @@
 //! The contract, as sentences. One binary; the stage and its actors are in `stage.rs`.
 
+mod process;
 mod stage;
 
 mod account;
