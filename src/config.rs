@@ -50,7 +50,7 @@ settings! {
     "PASSWORD_MIN_LENGTH" = "8", "Shortest new password, in characters.";
     "ARGON2_MEMORY_KIB" = "19456", "Memory of one password hash.";
     "ARGON2_ITERATIONS" = "2", "Passes of one password hash.";
-    "ROLES" = "user,admin", "The roles. admin administers; new accounts get user, or the first other one.";
+    "ROLES" = "user,admin", "The roles. admin administers; new accounts get the first other one.";
     "SHUTDOWN_GRACE" = "10s", "How long a stop waits for what runs.";
     "LOG" = "info", "How much is logged: off, error, warn, info, debug, trace.";
     "LOG_FORMAT" = "text", "text for people, json for machines.";
@@ -174,10 +174,9 @@ impl Variables {
 }
 
 impl Config {
-    /// What a new account is: `user`, or the first role that is not `admin`.
+    /// What a new account is: the first role that is not `admin`.
     pub fn first_role(&self) -> &str {
-        let others = || self.roles.iter().filter(|role| *role != "admin");
-        others().find(|role| *role == "user").or_else(|| others().next()).map_or("user", String::as_str)
+        self.roles.iter().find(|role| *role != "admin").map_or("user", String::as_str)
     }
 
     /// Checks all settings.
@@ -227,8 +226,10 @@ impl Reader<'_> {
         let log = self.parse("LOG", level);
         let log_format = self.parse("LOG_FORMAT", log_format);
 
-        let (public_url, insecure, allowed_origins) = (public_url?, insecure?, allowed_origins?);
-        self.judge_transport(&public_url, insecure, &mut warnings);
+        if let (Some(public_url), Some(insecure)) = (&public_url, insecure) {
+            self.judge_transport(public_url, insecure, &mut warnings);
+        }
+        let (public_url, allowed_origins) = (public_url?, allowed_origins?);
         warn_of_other_sites(&public_url, &allowed_origins, &mut warnings);
         let (memory, iterations) = (argon2_memory_kib?, argon2_iterations?);
         if memory * iterations < 19_456 * 2 {

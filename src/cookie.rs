@@ -56,7 +56,8 @@ impl Cookies {
     /// Hands a session token to the browser: for this browser session, or, if it is remembered, for what is left of the
     /// session's own absolute timeout.
     pub fn session(self, token: &Token, remember: bool, expires_at: Timestamp, now: Timestamp) -> HeaderValue {
-        let max_age = remember.then(|| (expires_at.since(now) / 1000).max(0));
+        // Never zero: that would take the cookie back which it hands out.
+        let max_age = remember.then(|| (expires_at.since(now) / 1000).max(1));
         self.write(Name::Session, &token.reveal(), max_age)
     }
 

@@ -199,7 +199,6 @@ trait Driver: Send {
     fn commit(&mut self) -> Result<(), Fault>;
     fn rollback(&mut self);
     fn has_table(&mut self, name: &str) -> Result<bool, Fault>;
-    fn has_any_table(&mut self) -> Result<bool, Fault>;
     fn tend(&mut self, log_is_large: bool) -> Result<(), Fault>;
 }
 
@@ -408,6 +407,8 @@ impl Db {
     pub async fn tend(&self) -> Result<(), Fault> {
         let store = self.store.clone();
         let look = async {
+            let file = store.clone();
+            blocking(move || Ok::<_, Fault>(file.look_at_file())).await?;
             let writer = store.lend_writer().await;
             blocking(move || store.tend(writer)).await
         };

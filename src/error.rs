@@ -70,7 +70,7 @@ pub struct FieldError {
     /// The field's name.
     #[schema(example = "email")]
     pub field: String,
-    /// A stable code: `missing`, `unknown`, `wrong_type`, `invalid`, `too_short`, `too_long`, `too_common`, `out_of_range`.
+    /// A stable code: `missing`, `unknown`, `wrong_type`, `invalid`, `too_short`, `too_long`, `too_common`.
     #[schema(value_type = String, example = "invalid")]
     pub code: Cow<'static, str>,
     /// What to do, for people.

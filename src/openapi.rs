@@ -71,7 +71,7 @@ fn complete_operation(method: &str, operation: &mut Value) {
         refusals.push(401);
         let passive = json!({"name": "X-Session-Passive", "in": "header", "required": false, "schema": {"type": "string", "enum": ["1"]},
             "description": "1: this request does not count as activity."});
-        match operation["parameters"].as_array_mut() {
+        match operation.get_mut("parameters").and_then(Value::as_array_mut) {
             Some(parameters) => parameters.push(passive),
             None => operation["parameters"] = json!([passive]),
         }
@@ -96,7 +96,7 @@ fn complete_response(status: &str, response: &mut Value) {
         response["headers"]["Retry-After"] = json!({"description": "Seconds.", "schema": {"type": "integer"}});
     }
     let is_problem = !status.starts_with('2');
-    if let (true, Some(content)) = (is_problem, response["content"].as_object_mut()) {
+    if let (true, Some(content)) = (is_problem, response.get_mut("content").and_then(Value::as_object_mut)) {
         if let Some(schema) = content.remove("application/json") {
             content.insert("application/problem+json".into(), schema);
         }

@@ -47,9 +47,9 @@ pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> 
     let server = tokio::spawn(server.serve(service));
 
     stop.await;
-    tracing::info!("stopping: no new connections, finishing what runs");
     app.draining.store(true, Ordering::Relaxed);
     let _ = closing.send(true);
+    tracing::info!("stopping: no new connections, finishing what runs");
     // Before the wait, should somebody's patience be shorter than ours; and once more after it.
     let _ = background::write_back_all(&app).await;
     if tokio::time::timeout(app.config.shutdown_grace, serving.idle()).await.is_err() {

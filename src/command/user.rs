@@ -190,7 +190,7 @@ fn known_role(app: &App, role: Option<String>) -> Result<String, Failure> {
     match role {
         None => Ok(app.config.first_role().into()),
         Some(role) if app.config.roles.contains(&role) => Ok(role),
-        Some(role) => Err(Failure::Failed(format!("role {role}: must be one of {}", app.config.roles.join(", ")))),
+        Some(role) => Err(Failure::Usage(format!("role {role}: must be one of {}", app.config.roles.join(", ")))),
     }
 }
 

@@ -68,7 +68,12 @@ struct Watch {
 impl Sqlite {
     /// Opens the file at `path`, making it (0600) and its folder (0700) if need be.
     pub(super) fn open(path: &Path, live: LiveSessions) -> Result<Self, Fault> {
-        let identity = prepare_file(path).map_err(|e| Fault::broken(reason_of(&e)))?;
+        let broken = |e: io::Error| Fault::broken(reason_of(&e));
+        let identity = prepare_file(path).map_err(broken)?;
+        refuse_foreign(path)?;
+        for suffix in ["", "-wal", "-shm"] {
+            close_to_others(&with_suffix(path, suffix)).map_err(broken)?;
+        }
         // The writer opens first: it is the one that may turn the write-ahead log on.
         let writer = pool(path, 1, Access { writes: true, busy: BUSY })?;
         let data_version = data_version(&*writer.get().map_err(pool_fault)?)?;
@@ -117,11 +122,15 @@ impl Sqlite {
         Ok(Box::new(Conn { connection, open: false, relaxed: false, watch: self.watch.clone(), _turn: Some(turn) }))
     }
 
-    /// Takes a look: a replaced file, foreign writes, whether it can be written at all. Empties a log that has grown.
-    pub(super) fn tend(&self, writer: Result<Box<dyn Driver>, Fault>) -> Result<(), Fault> {
+    /// Looks whether the file is still the one that is open. Before a connection is asked for: none is lent while it is not.
+    pub(super) fn look_at_file(&self) {
         self.watch.look_at_file();
+    }
+
+    /// Takes a look: foreign writes, whether it can be written at all. Empties a log that has grown.
+    pub(super) fn tend(&self, writer: Result<Box<dyn Driver>, Fault>) -> Result<(), Fault> {
         let wal = fs::metadata(with_suffix(&self.watch.path, "-wal")).map_or(0, |meta| meta.len());
-        let done = self.watch.check().and(writer).and_then(|mut writer| writer.tend(wal > WAL_LIMIT));
+        let done = writer.and_then(|mut writer| writer.tend(wal > WAL_LIMIT));
         self.watch.usable.store(done.is_ok(), Ordering::Relaxed);
         done
     }
@@ -142,6 +151,10 @@ impl Watch {
 
     fn look_at_file(&self) {
         let here = fs::metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity);
+        if here && self.gone.load(Ordering::Relaxed) {
+            // It is back; the look that follows takes this back if it finds otherwise.
+            self.usable.store(true, Ordering::Relaxed);
+        }
         self.gone.store(!here, Ordering::Relaxed);
     }
 
@@ -169,10 +182,20 @@ fn prepare_file(path: &Path) -> io::Result<(u64, u64)> {
     if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
-    for suffix in ["", "-wal", "-shm"] {
-        close_to_others(&with_suffix(path, suffix))?;
-    }
     Ok((meta.dev(), meta.ino()))
+}
+
+/// Looks before anything is changed: somebody else's file keeps its mode, its journal and its header.
+fn refuse_foreign(path: &Path) -> Result<(), Fault> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(fault)?;
+    connection.busy_timeout(BUSY).map_err(fault)?;
+    let sql = "SELECT count(*), coalesce(sum(name = 'migrations'), 0) FROM sqlite_schema WHERE type = 'table'";
+    let (tables, ours): (i64, i64) = connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).map_err(fault)?;
+    if tables > 0 && ours == 0 {
+        return Err(Fault::broken("it holds tables of another program; give Holdfast a database of its own"));
+    }
+    Ok(())
 }
 
 fn close_to_others(path: &Path) -> io::Result<()> {
@@ -351,10 +374,6 @@ impl Driver for Conn {
 
     fn has_table(&mut self, name: &str) -> Result<bool, Fault> {
         self.connection.table_exists(None, name).map_err(fault)
-    }
-
-    fn has_any_table(&mut self) -> Result<bool, Fault> {
-        self.connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table')", [], |row| row.get(0)).map_err(fault)
     }
 
     fn tend(&mut self, wal_is_large: bool) -> Result<(), Fault> {

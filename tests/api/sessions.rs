@@ -573,20 +573,27 @@ async fn the_purge_takes_no_live_session() {
 }
 
 #[tokio::test]
-async fn known_addresses_and_browsers_are_forgotten_after_their_retention() {
+async fn known_addresses_are_forgotten_after_their_retention_and_browsers_when_their_cookie_dies() {
     let stage = Stage::new().await;
     let ana = stage.sign_up("ana").await;
-    let known = "SELECT (SELECT count(*) FROM known_ips) + (SELECT count(*) FROM known_devices)";
+    let (ips, devices) = ("SELECT count(*) FROM known_ips", "SELECT count(*) FROM known_devices");
     stage.clock.advance(180 * DAY);
     purge_now(&stage).await;
-    assert_eq!(stage.count(known), 2);
+    assert_eq!((stage.count(ips), stage.count(devices)), (1, 1));
     let session = ana.log_in("ana").await.is(200).json()["session"].clone();
     assert_eq!((&session["new_ip"], &session["new_device"]), (&json!(false), &json!(false)));
+
     stage.clock.advance(180 * DAY + TICK);
     purge_now(&stage).await;
-    assert_eq!(stage.count(known), 0);
+    assert_eq!((stage.count(ips), stage.count(devices)), (0, 1));
+    let issued = ana.device_token();
     let session = ana.log_in("ana").await.is(200).json()["session"].clone();
     assert_eq!((&session["new_ip"], &session["new_device"]), (&json!(true), &json!(true)));
+    assert_eq!(ana.device_token(), issued, "a cookie that we issued stays");
+
+    stage.clock.advance(400 * DAY + TICK);
+    purge_now(&stage).await;
+    assert_eq!((stage.count(ips), stage.count(devices)), (0, 0));
 }
 
 #[tokio::test]
