@@ -1,0 +1,117 @@
+//! What a token is worth: the only way from a cookie to a session.
+
+use super::row::{DeviceSession, EndReason, by_id, select_sessions};
+use crate::clock::Timestamp;
+use crate::db::{Fault, FromRow, Row, Tx};
+use crate::error::{Error, Refusal};
+use crate::event::{Event, Scene, record};
+use crate::id::SessionId;
+use crate::live_sessions::LiveSession;
+use crate::secret::TokenHash;
+use crate::session_security::{Limits, is_first_report, is_stolen};
+
+/// What the database knows of a token.
+#[derive(Debug)]
+pub enum Known {
+    /// It opens this session, last active then; whether it still may is for [`judge`] to say.
+    Open(Box<LiveSession>, Timestamp),
+    /// Its session has ended.
+    Ended(EndReason),
+    /// A newer token took its place in this session.
+    Rotated(SessionId),
+    /// Never issued, or purged since.
+    Nothing,
+}
+
+/// Looks a token up by its hash: the only way in.
+pub fn look_up(tx: &mut Tx, token: &TokenHash) -> Result<Known, Fault> {
+    let found: Option<Found> = tx.row(
+        "SELECT s.id, s.user_id, u.role, u.email, u.email_verified, s.idle_timeout_ms, s.expires_at, s.last_active_at,
+                s.ended_reason, u.disabled_at,
+                EXISTS (SELECT 1 FROM retired_tokens AS r WHERE r.session_id = s.id AND r.successor_used = 0)
+         FROM device_sessions AS s JOIN users AS u ON u.id = s.user_id WHERE s.token_hash = ?1",
+        (token,),
+    )?;
+    if let Some(Found { mut session, last_active, ended }) = found {
+        session.token = *token;
+        return Ok(match ended {
+            Some(reason) => Known::Ended(reason),
+            None => Known::Open(Box::new(session), last_active),
+        });
+    }
+    let retired: Option<SessionId> = tx.row("SELECT session_id FROM retired_tokens WHERE token_hash = ?1", (token,))?;
+    Ok(retired.map_or(Known::Nothing, Known::Rotated))
+}
+
+struct Found {
+    session: LiveSession,
+    last_active: Timestamp,
+    ended: Option<EndReason>,
+}
+
+impl FromRow for Found {
+    fn from_row(row: &Row<'_>) -> Result<Self, Fault> {
+        let (role, email): (String, String) = (row.get(2)?, row.get(3)?);
+        let ended: Option<String> = row.get(8)?;
+        let disabled: Option<Timestamp> = row.get(9)?;
+        // Disabling ends all sessions; should one ever be left, it opens nothing.
+        let ended = match ended {
+            Some(code) => Some(EndReason::read(&code)?),
+            None => disabled.map(|_| EndReason::Revoked),
+        };
+        let session = LiveSession {
+            id: row.get(0)?,
+            user_id: row.get(1)?,
+            role: role.into(),
+            email: email.into(),
+            email_verified: row.get(4)?,
+            limits: Limits { idle_ms: row.get(5)?, expires_at: row.get(6)? },
+            token: TokenHash([0; 32]),
+            unproved: row.get(10)?,
+        };
+        Ok(Found { session, last_active: row.get(7)?, ended })
+    }
+}
+
+/// The session of a retired token, if the token's coming back now is a sign of theft that was not reported yet.
+pub fn looks_stolen(tx: &mut Tx, retired: &TokenHash) -> Result<Option<DeviceSession>, Fault> {
+    let found: Option<(SessionId, Timestamp, bool)> =
+        tx.row("SELECT session_id, retired_at, successor_used FROM retired_tokens WHERE token_hash = ?1 AND reuse_seen_at IS NULL", (retired,))?;
+    match found {
+        Some((session, retired_at, successor_used)) if is_stolen(retired_at, successor_used, tx.now()) => by_id(tx, session),
+        _ => Ok(None),
+    }
+}
+
+/// Raises the alarm, once per token, if a retired token that has come back can only be a copy.
+pub fn report_if_stolen(tx: &mut Tx, retired: &TokenHash, scene: Scene) -> Result<(), Fault> {
+    let Some(session) = looks_stolen(tx, retired)? else { return Ok(()) };
+    if is_first_report(tx, retired)? {
+        record(tx, scene.whose(session.user_id).about(session.id), Event::RotatedTokenReused)?;
+    }
+    Ok(())
+}
+
+/// Why a token opens nothing now.
+pub fn refusal_for(tx: &mut Tx, token: &TokenHash) -> Result<Option<Refusal>, Fault> {
+    Ok(match look_up(tx, token)? {
+        Known::Open(..) => None,
+        Known::Ended(reason) => Some(Refusal::SessionEnded(reason)),
+        Known::Rotated(_) => Some(Refusal::SessionRotated),
+        Known::Nothing => Some(Refusal::Unauthenticated),
+    })
+}
+
+/// Checks, inside the transaction that acts, that the session which asked still stands with the token that asked.
+pub fn still_current(tx: &mut Tx, asking: &LiveSession) -> Result<(), Error> {
+    match refusal_for(tx, &asking.token)? {
+        None => Ok(()),
+        Some(refusal) => Err(refusal.into()),
+    }
+}
+
+/// Reads the session that holds a token.
+pub fn holding(tx: &mut Tx, token: &TokenHash) -> Result<Option<DeviceSession>, Fault> {
+    let found: Option<DeviceSession> = tx.row(select_sessions!("token_hash = ?1 AND ended_at IS NULL"), (token,))?;
+    Ok(found.map(|session| session.brought_up_to_date(tx)))
+}

@@ -1,0 +1,158 @@
+//! The memory of live sessions, alone: races by hand, one step at a time.
+
+use super::*;
+use uuid::Uuid;
+
+const NOW: Timestamp = Timestamp(1_000_000_000);
+
+fn session(n: u8) -> LiveSession {
+    LiveSession {
+        id: SessionId(Uuid::from_u128(u128::from(n))),
+        user_id: UserId(Uuid::from_u128(1)),
+        role: "user".into(),
+        email: "ana@example.com".into(),
+        email_verified: false,
+        limits: Limits { idle_ms: Some(1_800_000), expires_at: Timestamp(NOW.0 + 86_400_000) },
+        unproved: false,
+        // The same last byte: all in one shard.
+        token: TokenHash([n, n, n, n, n, n, n, n, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    }
+}
+
+fn ticket(live: &LiveSessions, token: &TokenHash) -> Ticket {
+    match live.meet(token, NOW, true) {
+        Met::Unknown(ticket) => ticket,
+        other => panic!("not unknown: {other:?}"),
+    }
+}
+
+fn with(n: u8) -> (LiveSessions, TokenHash) {
+    let live = LiveSessions::new(1000);
+    let token = session(n).token;
+    assert!(live.admit(ticket(&live, &token), session(n), NOW));
+    (live, token)
+}
+
+#[test]
+fn a_row_read_before_an_ending_does_not_come_in_after_it() {
+    let live = LiveSessions::new(1000);
+    let token = session(1).token;
+    let early = ticket(&live, &token);
+    live.forget(&token);
+    assert!(!live.admit(early, session(1), NOW));
+    assert!(matches!(live.meet(&token, NOW, false), Met::Unknown(_)));
+}
+
+#[test]
+fn what_another_process_may_have_ended_is_read_again_and_keeps_its_newer_last_active() {
+    let (live, token) = with(1);
+    let later = Timestamp(NOW.0 + 10_000);
+    assert!(matches!(live.meet(&token, later, false), Met::Live(..)));
+    live.distrust();
+    let ticket = ticket(&live, &token);
+    assert!(live.admit(ticket, session(1), NOW));
+    assert_eq!(live.last_active(&token), Some(later));
+}
+
+#[test]
+fn a_row_read_before_a_distrust_is_read_once_more() {
+    let live = LiveSessions::new(1000);
+    let token = session(1).token;
+    let early = ticket(&live, &token);
+    live.distrust();
+    assert!(live.admit(early, session(1), NOW));
+    assert!(matches!(live.meet(&token, NOW, false), Met::Unknown(_)));
+}
+
+#[test]
+fn a_passive_request_is_no_activity() {
+    let (live, token) = with(1);
+    assert!(matches!(live.meet(&token, Timestamp(NOW.0 + 5_000), true), Met::Live(..)));
+    assert_eq!(live.last_active(&token), Some(NOW));
+}
+
+#[test]
+fn last_active_never_goes_back() {
+    let (live, token) = with(1);
+    live.meet(&token, Timestamp(NOW.0 + 5_000), false);
+    live.meet(&token, Timestamp(NOW.0 + 1_000), false);
+    assert_eq!(live.last_active(&token), Some(Timestamp(NOW.0 + 5_000)));
+}
+
+#[test]
+fn only_what_lags_too_far_is_taken_and_it_is_taken_once() {
+    let (live, token) = with(1);
+    live.meet(&token, Timestamp(NOW.0 + 53_999), false);
+    assert!(live.take_lagging().is_empty());
+    live.meet(&token, Timestamp(NOW.0 + 54_000), false);
+    live.meet(&token, Timestamp(NOW.0 + 54_001), false);
+    let taken = live.take_lagging();
+    assert_eq!(taken.iter().map(|u| u.last_active.0 - NOW.0).collect::<Vec<_>>(), [54_001]);
+    assert!(live.take_lagging().is_empty());
+    live.not_written(&taken);
+    assert_eq!(live.take_lagging().len(), 1);
+    live.written(&taken);
+    assert!(live.unwritten().is_empty());
+}
+
+#[test]
+fn the_first_request_after_a_silence_owes_its_last_active_and_one_that_comes_often_owes_nothing() {
+    let (live, token) = with(1);
+    let owes = |at: i64, passive: bool| match live.meet(&token, Timestamp(NOW.0 + at), passive) {
+        Met::Live(_, owed) => owed.last_active,
+        other => panic!("not live: {other:?}"),
+    };
+    assert!(!owes(60_000, false));
+    assert!(owes(60_001, false));
+    assert!(!owes(60_002, true));
+    let taken = live.take_lagging();
+    live.written(&taken);
+    assert!(!live.lags_too_far(&token) && !owes(60_003, false));
+}
+
+#[test]
+fn the_first_use_of_a_successor_is_owed_once() {
+    let live = LiveSessions::new(1000);
+    let successor = LiveSession { unproved: true, ..session(1) };
+    assert!(live.admit(ticket(&live, &successor.token), successor.clone(), NOW));
+    let first = |passive| matches!(live.meet(&successor.token, NOW, passive), Met::Live(_, Owed { first_use: true, .. }));
+    assert!(first(true));
+    assert!(!first(false));
+}
+
+#[test]
+fn what_fell_behind_while_being_written_is_queued_again() {
+    let (live, token) = with(1);
+    live.meet(&token, Timestamp(NOW.0 + 60_000), false);
+    let taken = live.take_lagging();
+    live.meet(&token, Timestamp(NOW.0 + 200_000), false);
+    live.written(&taken);
+    assert_eq!(live.take_lagging().len(), 1);
+}
+
+#[test]
+fn a_full_shard_drops_an_entry_at_rest_and_never_an_unwritten_one() {
+    let live = LiveSessions::new(SHARDS); // One entry a shard.
+    for n in [1, 2] {
+        let token = session(n).token;
+        assert!(live.admit(ticket(&live, &token), session(n), NOW));
+    }
+    assert_eq!(live.len(), 1);
+    live.meet(&session(2).token, Timestamp(NOW.0 + 1), false);
+    assert!(live.admit(ticket(&live, &session(3).token), session(3), NOW));
+    assert_eq!(live.last_active(&session(2).token), Some(Timestamp(NOW.0 + 1)));
+    // It was put in line, so that after the next write-back it may go.
+    assert_eq!(live.take_lagging().len(), 1);
+}
+
+#[test]
+fn sessions_that_come_and_go_leave_nothing_behind() {
+    let live = LiveSessions::new(100_000);
+    for _ in 0..10_000 {
+        let token = session(1).token;
+        assert!(live.admit(ticket(&live, &token), session(1), NOW));
+        live.forget(&token);
+    }
+    assert!(live.is_empty());
+    assert!(live.read(&session(1).token).hand.len() < 100);
+}
