@@ -718,6 +718,7 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).permissions().mode() & 0o777
 }
 
+/// DB-02.
 #[test]
 fn files_are_for_their_owner_only_whatever_the_umask() {
     let place = Place::with(&[("DATABASE_URL", "sqlite:var/lib/holdfast.db")]);

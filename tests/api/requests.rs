@@ -1219,3 +1219,28 @@ async fn below_a_base_path_errors_look_the_same() {
     assert_eq!(allowed(&answer), set(&["GET", "PATCH"]));
     anon.get("/auth/me").await.is_refused(401, "unauthenticated");
 }
+
+/// LOCK-05: there is one way to spell the sign-in, so nothing that counts its failures can be walked around.
+#[tokio::test]
+async fn the_sign_in_has_one_spelling() {
+    let stage = Stage::new().await;
+    stage.sign_up("ana").await;
+    let ask = json!({"email": email_of("ana"), "password": password_of("ana")});
+    for path in ["//login", "/login/", "/LOGIN", "/%6cogin/", "/login;x", "/login/.", "/./login"] {
+        stage.anon().post(path, ask.clone()).await.is_refused(404, "not_found");
+    }
+    stage.anon().with_header("x-http-method-override", "POST").get("/login").await.is_refused(405, "method_not_allowed");
+}
+
+/// DB-04: what one store would keep and another refuse is refused, or kept as it is, by all.
+#[tokio::test]
+async fn nul_and_wildcards_in_texts_are_refused_or_kept_as_they_are() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    ana.patch("/me", json!({"name": "a\u{0}b"})).await.is_refused(422, "validation_failed");
+    for name in ["100 %", "_", "'; DROP TABLE users; --", "\\", "É"] {
+        assert_eq!(ana.patch("/me", json!({"name": name})).await.is(200).json()["user"]["name"], name);
+    }
+    stage.anon().post("/login", json!({"email": "an_@example.com", "password": password_of("ana")})).await.is_refused(401, "invalid_credentials");
+    stage.anon().post("/login", json!({"email": "%@example.com", "password": password_of("ana")})).await.is_refused(401, "invalid_credentials");
+}

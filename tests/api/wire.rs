@@ -514,6 +514,22 @@ fn neither_the_host_nor_an_absolute_uri_changes_the_answer() {
     server.is_well();
 }
 
+/// FWD-04: hop-by-hop names do not make headers disappear.
+#[test]
+fn a_connection_header_takes_no_other_header_away() {
+    let place = Place::new();
+    let server = place.start();
+    let ana = server.sign_up("ana@example.com");
+    let ask = |extra: &str| {
+        let cookie = format!("Cookie: holdfast={}\r\nX-Forwarded-For: 203.0.113.7\r\n", ana.token());
+        server.wire().ask(format!("GET /check HTTP/1.1\r\nHost: localhost\r\n{cookie}{extra}\r\n"))
+    };
+    let plain = ask("").is(204);
+    let tricked = ask("Connection: keep-alive, Cookie, X-Forwarded-For\r\nConnection: x-holdfast-user\r\nX-Holdfast-User: somebody\r\n").is(204);
+    assert_eq!(tricked.header("x-holdfast-user"), plain.header("x-holdfast-user"));
+    assert_eq!(tricked.header("x-holdfast-session"), plain.header("x-holdfast-session"));
+}
+
 #[test]
 fn a_client_that_asks_before_it_sends_its_body_is_told_to_go_on() {
     let place = Place::new();
