@@ -28,7 +28,7 @@ use crate::serve::{Listener, serve};
 
 /// Holdfast, a session security server. Settings come from the environment and .env; see .env.example.
 #[derive(Parser)]
-#[command(version, about, disable_help_subcommand = true)]
+#[command(version, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

@@ -1,12 +1,14 @@
 //! `holdfast sessions …`
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use super::table::{print, print_json, say};
 use super::{Failure, find};
+use crate::account::{self, User};
 use crate::app::App;
-use crate::db::Fault;
-use crate::device_sessions::{self, DeviceSession, live_of, revoke, revoke_all};
+use crate::db::{Fault, Tx};
+use crate::device_sessions::{self, DeviceSession, SessionView, live_of, revoke, revoke_all};
 use crate::error::{Error, Refusal};
 use crate::event::{By, Scene};
 use crate::id::{SessionId, UserId};
@@ -53,40 +55,45 @@ pub(super) async fn run(app: &App, command: Command) -> Result<(), Failure> {
     }
 }
 
+/// A live session, and whose it is.
+#[derive(Serialize)]
+struct Listed {
+    user_id: UserId,
+    email: String,
+    #[serde(flatten)]
+    session: SessionView,
+}
+
+fn listed(tx: &mut Tx, user: &User) -> Result<Vec<Listed>, Fault> {
+    let sessions = live_of(tx, user.view.id)?;
+    let whose = |session: &DeviceSession| Listed { user_id: user.view.id, email: user.view.email.clone(), session: session.view(false) };
+    Ok(sessions.iter().map(whose).collect())
+}
+
 async fn list(app: &App, user: Option<String>, json: bool) -> Result<(), Failure> {
-    let mut sessions = match user {
-        Some(who) => {
-            app.db
-                .read(move |tx| -> Result<Vec<DeviceSession>, Error> {
-                    let id = find(tx, &who)?.view.id;
-                    Ok(live_of(tx, id)?)
-                })
-                .await?
-        }
+    let mut all = Vec::new();
+    match user {
+        Some(who) => all = app.db.read(move |tx| -> Result<_, Error> { find(tx, &who).and_then(|user| Ok(listed(tx, &user)?)) }).await?,
         None => {
-            let mut all = Vec::new();
             let mut after = None;
             while let Some(user) = next_user(app, after).await? {
-                all.extend(app.db.read(move |tx| live_of(tx, user)).await.map_err(|fault: Fault| fault)?);
+                all.extend(app.db.read(move |tx| -> Result<_, Fault> { account::of_session(tx, user).and_then(|user| listed(tx, &user)) }).await?);
                 after = Some(user);
             }
-            all
         }
-    };
-    sessions.sort_by_key(|session| std::cmp::Reverse((session.last_active_at, session.id)));
-    if json {
-        let views = sessions.iter().map(|session| serde_json::json!({"user_id": session.user_id, "session": session.view(false)}));
-        return print_json(&views.collect::<Vec<_>>());
     }
-    let rows = sessions.into_iter().map(|session| {
+    all.sort_by_key(|one| std::cmp::Reverse((one.session.last_active_at, one.session.id)));
+    if json {
+        return print_json(&all);
+    }
+    let rows = all.into_iter().map(|Listed { email, session, .. }| {
         let new = match (session.new_ip, session.new_device) {
             (true, true) => "ip, device",
             (true, false) => "ip",
             (false, true) => "device",
             (false, false) => "",
         };
-        let (id, user) = (session.id.to_string(), session.user_id.to_string());
-        vec![id, user, session.device_name, session.ip, session.last_active_at.to_string(), session.limits.expires_at.to_string(), new.into()]
+        vec![session.id.to_string(), email, session.device_name, session.ip, session.last_active_at.to_string(), session.expires_at.to_string(), new.into()]
     });
     print(&["ID", "USER", "DEVICE", "IP", "LAST ACTIVE", "EXPIRES", "NEW"], rows)
 }
