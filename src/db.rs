@@ -299,7 +299,7 @@ impl Db {
         let store = self.store.clone();
         let look = async {
             let file = store.clone();
-            blocking(move || Ok::<_, Fault>(file.look_at_file())).await?;
+            blocking(move || file.look_at_file()).await?;
             let writer = store.lend_writer().await;
             blocking(move || store.tend(writer)).await
         };

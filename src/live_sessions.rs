@@ -238,19 +238,12 @@ impl LiveSessions {
         true
     }
 
-    /// Forgets a token whose session has ended or moved on to another token. Called after the commit, before the answer.
+    /// Forgets a token whose session has ended or moved on to another token. Called after the commit, before the answer; and by
+    /// whoever finds in the database that it has ended, since the one that ended it may be a step behind its commit.
     pub fn forget(&self, token: &TokenHash) {
         let mut shard = self.write(token);
         shard.epoch += 1;
         shard.entries.remove(token);
-    }
-
-    /// Drops an entry that the database says is dead, although nobody here ended it. No ticket needs to be refused for it:
-    /// another process ended it, and tickets from before that are not trusted any more.
-    pub fn drop_foreign(&self, token: &TokenHash) {
-        if self.read(token).entries.contains_key(token) {
-            self.write(token).entries.remove(token);
-        }
     }
 
     /// Makes every entry be read again before it counts: another process has written the database.
@@ -362,6 +355,8 @@ impl Shard {
             } else if entry.used.swap(false, Ordering::Relaxed) {
                 self.hand.push_back(token);
             } else {
+                // A row that was read before the entry's last-active was written back must not come in now.
+                self.epoch += 1;
                 self.entries.remove(&token);
             }
         }

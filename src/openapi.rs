@@ -96,10 +96,10 @@ fn complete_response(status: &str, response: &mut Value) {
         response["headers"]["Retry-After"] = json!({"description": "Seconds.", "schema": {"type": "integer"}});
     }
     let is_problem = !status.starts_with('2');
-    if let (true, Some(content)) = (is_problem, response.get_mut("content").and_then(Value::as_object_mut)) {
-        if let Some(schema) = content.remove("application/json") {
-            content.insert("application/problem+json".into(), schema);
-        }
+    if let (true, Some(content)) = (is_problem, response.get_mut("content").and_then(Value::as_object_mut))
+        && let Some(schema) = content.remove("application/json")
+    {
+        content.insert("application/problem+json".into(), schema);
     }
 }
 

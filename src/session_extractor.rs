@@ -68,7 +68,7 @@ async fn check(app: &App, parts: &mut axum::http::request::Parts) -> Result<Sess
                 }
             }
             Known::Ended(reason) => {
-                app.db.live().drop_foreign(&token);
+                app.db.live().forget(&token);
                 return Err(Refusal::SessionEnded(reason).into());
             }
             Known::Rotated(_) => {

@@ -42,7 +42,12 @@ pub async fn end_current(app: &App, token: TokenHash, client: Client) -> Result<
         Known::Open(..) | Known::Rotated(_) => {
             app.db.write(move |tx| end_held(tx, &token, &scene, client.ip)).await.map_err(|fault: Fault| Error::from(fault))?
         }
-        Known::Ended(_) | Known::Nothing => false,
+        Known::Ended(_) => {
+            // Whoever ended it may have committed and not yet told memory; this answer must not be ahead of that.
+            app.db.live().forget(&token);
+            false
+        }
+        Known::Nothing => false,
     };
     let mut response = StatusCode::NO_CONTENT.into_response();
     if ended {

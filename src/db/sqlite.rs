@@ -122,8 +122,9 @@ impl Sqlite {
     }
 
     /// Looks whether the file is still the one that is open. Before a connection is asked for: none is lent while it is not.
-    pub(super) fn look_at_file(&self) {
+    pub(super) fn look_at_file(&self) -> Result<(), Fault> {
         self.watch.look_at_file();
+        self.watch.check()
     }
 
     /// Takes a look: foreign writes, whether it can be written at all. Empties a log that has grown.
@@ -136,7 +137,7 @@ impl Sqlite {
 
     /// What the last look found.
     pub(super) fn is_usable(&self) -> bool {
-        self.watch.usable.load(Ordering::Relaxed) && !self.watch.failing.load(Ordering::Relaxed)
+        self.watch.check().is_ok() && self.watch.usable.load(Ordering::Relaxed) && !self.watch.failing.load(Ordering::Relaxed)
     }
 }
 

@@ -1,5 +1,8 @@
 //! The contract, as sentences. One binary; the stage and its actors are in `stage.rs`.
 
+// An expectation reads as a sentence: the answer `is(200)`, ana is `from_ip(…)`.
+#![allow(clippy::wrong_self_convention)]
+
 mod process;
 mod stage;
 
