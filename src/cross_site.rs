@@ -4,32 +4,48 @@
 //! a page cannot lie about either; a request with neither comes from no browser, and cookies are not sent along by accident
 //! there. `SameSite=Lax` alone would not do: it lets sibling domains through, and old browsers ignore it. CSRF-01, CSRF-02.
 
-use axum::extract::{Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
     ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::app::App;
 use crate::config::Config;
 use crate::error::Refusal;
 
-/// Refuses what another site may not change, answers preflights, and lets the allowed origins read the answers.
-pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
-    let (method, headers) = (request.method(), request.headers());
-    let reader = allowed_reader(headers, &app.config);
-    let mut response = if reader.is_some() && method == Method::OPTIONS && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
-        preflight()
-    } else if is_safe(method) || may_change(headers, &app.config) {
-        next.run(request).await
+/// What a request's origin means for it.
+pub enum Passage {
+    /// It may go on.
+    Through,
+    /// It is answered here: a preflight, or a refusal.
+    Answered(Response),
+}
+
+/// A request on its way past the guard.
+pub struct Crossing {
+    /// Whether it goes on.
+    pub passage: Passage,
+    /// The allowed origin that may read the answer, whatever the answer is.
+    pub reader: Option<HeaderValue>,
+}
+
+/// Refuses what another site may not change, and answers preflights. Looks at the method and the headers only.
+pub fn judge(method: &Method, headers: &HeaderMap, config: &Config) -> Crossing {
+    let reader = allowed_reader(headers, config);
+    let passage = if reader.is_some() && method == Method::OPTIONS && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
+        Passage::Answered(preflight())
+    } else if is_safe(method) || may_change(headers, config) {
+        Passage::Through
     } else {
-        Refusal::CrossSite.into_response()
+        Passage::Answered(Refusal::CrossSite.into_response())
     };
-    let headers = response.headers_mut();
-    if !app.config.allowed_origins.is_empty() {
+    Crossing { passage, reader }
+}
+
+/// Lets the allowed origin read an answer.
+pub fn open_to(reader: Option<HeaderValue>, headers: &mut HeaderMap, config: &Config) {
+    if !config.allowed_origins.is_empty() {
         headers.append(VARY, HeaderValue::from_static("Origin"));
     }
     if let Some(origin) = reader {
@@ -37,7 +53,6 @@ pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Resp
         headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("Retry-After, X-Request-Id"));
     }
-    response
 }
 
 fn is_safe(method: &Method) -> bool {

@@ -1,15 +1,19 @@
-//! The stack around every route, outermost first, and why each stands where it stands:
+//! What stands around every route, outermost first, and why each step stands where it stands:
 //!
-//! 1. [`answer`]: the request id, the line in the log, the headers that every answer has. Outermost, so that what the others
-//!    refuse is named and logged too.
-//! 2. [`cross_site::guard`]: before anything is read or looked up; and every answer from below gets its CORS headers.
-//! 3. [`own_words`]: a panic, a fault and the router's own `405` become problems.
+//! 1. The request id, the line in the log, the headers that every answer has: outermost, so that what the others refuse is named
+//!    and logged too.
+//! 2. [`cross_site::judge`]: before anything is read or looked up; and every answer from below gets its CORS headers.
+//! 3. [`in_our_words`]: a panic, a fault and the router's own `405` become problems.
 //! 4. The router: `404`, `405`.
-//! 5. [`bounded_body`], for each method of each route: size and media type.
-//! 6. [`require_session`](crate::session_extractor::require_session), where a session is needed.
-//! 7. The handler's extractors, in the order of its arguments: permission, query, path, body.
+//! 5. [`read_body`], for each method of each route: size and media type.
+//! 6. [`require_session`], where a session is needed.
+//! 7. The handler's extractors, in the order of its arguments: permission, query, body, path.
+//!
+//! 1 to 3 are one layer ([`around`]), 5 and 6 another ([`open`], [`signed_in`]): each layer of axum clones all those inside it,
+//! for every request, so seven of them cost more than the whole check.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -20,15 +24,16 @@ use axum::http::header::{
     TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tracing::Instrument;
 
 use crate::app::App;
-use crate::cross_site;
+use crate::cross_site::{self, Crossing, Passage};
 use crate::error::{self, Blame, Code, Refusal};
-use crate::session_extractor::Session;
+use crate::session_extractor::{Session, require_session};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const BODY_BYTES: usize = 64 * 1024;
@@ -43,28 +48,31 @@ const SAFE: [(HeaderName, &str); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// Puts the stack around the routes. The layer added last is the outermost.
+/// Puts steps 1 to 3 around the routes.
 pub fn stack(routes: Router<App>, app: &App) -> Router<App> {
-    let routes = routes.layer(from_fn(own_words));
-    routes.layer(from_fn_with_state(app.clone(), cross_site::guard)).layer(from_fn_with_state(app.clone(), answer))
+    routes.layer(from_fn_with_state(app.clone(), around))
 }
 
-/// Names the request, runs it, and makes its answer whole.
-async fn answer(State(app): State<App>, mut request: Request, next: Next) -> Response {
+async fn around(State(app): State<App>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let id = request_id(request.headers(), &app);
+    let name = id.to_str().unwrap_or_default();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let (method, version) = (request.method().clone(), request.version());
-    request.headers_mut().insert(REQUEST_ID, id.clone());
-
-    let name = id.to_str().unwrap_or_default();
     // What changes state says so in the log, and that line should name its request; a mere look need not pay for the span.
     let span = match method {
         Method::GET | Method::HEAD => tracing::debug_span!("request", request_id = name),
         _ => tracing::info_span!("request", request_id = name),
     };
-    let mut response = next.run(request).instrument(span).await;
+
+    let Crossing { passage, reader } = cross_site::judge(&method, request.headers(), &app.config);
+    let mut response = match passage {
+        Passage::Through => in_our_words(next.run(request), name).instrument(span).await,
+        Passage::Answered(response) => response,
+    };
+
     let headers = response.headers_mut();
+    cross_site::open_to(reader, headers, &app.config);
     for (name, value) in SAFE {
         headers.insert(name, HeaderValue::from_static(value));
     }
@@ -72,7 +80,7 @@ async fn answer(State(app): State<App>, mut request: Request, next: Next) -> Res
         headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
     }
     headers.insert(REQUEST_ID, id.clone());
-    if version < Version::HTTP_2 && app.draining.load(std::sync::atomic::Ordering::Relaxed) {
+    if version < Version::HTTP_2 && app.draining.load(Ordering::Relaxed) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     log(name, &method, route.as_ref(), &response, begun.elapsed());
@@ -80,10 +88,8 @@ async fn answer(State(app): State<App>, mut request: Request, next: Next) -> Res
 }
 
 /// Puts what the router and the runtime say into our words. A panic costs its own request only.
-async fn own_words(request: Request, next: Next) -> Response {
-    use futures_util::FutureExt;
-    let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).map(String::from);
-    let caught = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+async fn in_our_words(answer: impl Future<Output = Response>, request_id: &str) -> Response {
+    let caught = AssertUnwindSafe(answer).catch_unwind().await;
     let (mut response, panicked) = match caught {
         Ok(response) => (response, None),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR.into_response(), Some(Blame("a handler panicked".into()))),
@@ -92,12 +98,35 @@ async fn own_words(request: Request, next: Next) -> Response {
         StatusCode::METHOD_NOT_ALLOWED => error::method_not_allowed(response.headers_mut().remove(ALLOW)),
         StatusCode::INTERNAL_SERVER_ERROR => {
             let blame = panicked.or_else(|| response.extensions_mut().remove::<Blame>());
-            let mut response = error::internal(id);
+            let mut response = error::internal(Some(request_id.into()));
             blame.map(|blame| response.extensions_mut().insert(blame));
             response
         }
         _ => response,
     }
+}
+
+/// Before a handler that anybody may reach: the body.
+pub async fn open(request: Request, next: Next) -> Response {
+    match read_body(request).await {
+        Ok(request) => next.run(request).await,
+        Err(refusal) => hang_up(refusal),
+    }
+}
+
+/// Before a handler that needs a session: the body, then the session.
+pub async fn signed_in(State(app): State<App>, request: Request, next: Next) -> Response {
+    match read_body(request).await {
+        Ok(request) => require_session(&app, request, next).await,
+        Err(refusal) => hang_up(refusal),
+    }
+}
+
+/// Refuses a body; the rest of it is not worth reading.
+fn hang_up(refusal: Refusal) -> Response {
+    let mut response = refusal.into_response();
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Keeps a well-formed id that came with the request, so that it can be followed through a chain of servers.
@@ -137,23 +166,11 @@ fn log(id: &str, method: &Method, route: Option<&MatchedPath>, response: &Respon
 }
 
 /// Reads the body whole, at most 64 KiB of JSON within 30 s, before the request goes on.
-pub async fn bounded_body(request: Request, next: Next) -> Response {
-    match read_body(request).await {
-        Ok(request) => next.run(request).await,
-        Err(refusal) => {
-            let mut response = refusal.into_response();
-            // The rest of the body is not worth reading.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            response
-        }
-    }
-}
-
 async fn read_body(request: Request) -> Result<Request, Refusal> {
-    let (parts, body) = request.into_parts();
-    if !has_body(&parts.headers, &body) {
-        return Ok(Request::from_parts(parts, Body::empty()));
+    if !has_body(request.headers(), request.body()) {
+        return Ok(request);
     }
+    let (parts, body) = request.into_parts();
     let declared = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
     if declared.is_some_and(|bytes| bytes > BODY_BYTES as u64) {
         return Err(Refusal::BodyTooLarge);

@@ -1,7 +1,7 @@
 //! Every route on one page: open ones, those that need a session, those for administrators.
 
-use axum::middleware::from_fn_with_state;
-use axum::{Extension, Router, middleware as axum_middleware};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::{Extension, Router};
 use utoipa::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
@@ -10,7 +10,7 @@ use crate::account::{login, logout, me, password_change, signup};
 use crate::app::App;
 use crate::error::Refusal;
 use crate::openapi::Written;
-use crate::{admin, device_sessions, forward_auth, health, middleware, openapi, session_extractor};
+use crate::{admin, device_sessions, forward_auth, health, middleware, openapi};
 
 /// Builds the service: the routes, and the stack around them.
 pub fn router(app: App) -> Router {
@@ -24,8 +24,12 @@ pub fn router(app: App) -> Router {
 }
 
 fn routes(app: &App) -> OpenApiRouter<App> {
-    let open = |route: UtoipaMethodRouter<App>| bounded(route);
-    let signed_in = |route: UtoipaMethodRouter<App>| bounded(checked(route, app));
+    let open = |(schemas, paths, route): UtoipaMethodRouter<App>| (schemas, paths, route.route_layer(from_fn(middleware::open)));
+    // The check runs for a route's own methods only: another method is `405` to everybody.
+    let signed_in = |(schemas, paths, route): UtoipaMethodRouter<App>| {
+        let check = from_fn_with_state(app.clone(), middleware::signed_in);
+        (schemas, paths, route.route_layer(check))
+    };
     // What needs the role admin says so in its handler's type.
     let admin = signed_in;
 
@@ -50,14 +54,4 @@ fn routes(app: &App) -> OpenApiRouter<App> {
         .routes(admin(routes!(admin::list_sessions, admin::end_sessions)))
         .routes(admin(routes!(admin::end_session)))
         .routes(admin(routes!(admin::list_events)))
-}
-
-/// Needs a session. The check runs for the route's own methods only: another method is `405` to everybody.
-fn checked((schemas, paths, route): UtoipaMethodRouter<App>, app: &App) -> UtoipaMethodRouter<App> {
-    (schemas, paths, route.route_layer(from_fn_with_state(app.clone(), session_extractor::require_session)))
-}
-
-/// Reads the body within its bounds, before anybody asks who sends it.
-fn bounded((schemas, paths, route): UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
-    (schemas, paths, route.route_layer(axum_middleware::from_fn(middleware::bounded_body)))
 }

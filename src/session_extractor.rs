@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequestParts, Request};
 use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -30,9 +30,9 @@ use crate::session_security::{judge, note_use_of_successor};
 pub type Session = Arc<LiveSession>;
 
 /// Lets a request in with its session, or answers `401` with the reason.
-pub async fn require_session(State(app): State<App>, request: Request, next: Next) -> Response {
+pub async fn require_session(app: &App, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
-    match check(&app, &mut parts).await {
+    match check(app, &mut parts).await {
         Ok(session) => {
             parts.extensions.insert(session.clone());
             let mut response = next.run(Request::from_parts(parts, body)).await;
