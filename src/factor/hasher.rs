@@ -89,6 +89,7 @@ impl Hasher {
     }
 
     /// Checks a password against what is stored; where nothing is, against a decoy, which takes as long and never fits.
+    /// A refusal costs as much for a hash from cheaper times; for one that was made at greater cost than today's it costs more.
     ///
     /// # Errors
     /// `503` when the queue is full, for all or for this source.
