@@ -1,8 +1,10 @@
 //! What every handler can reach, and nothing else is reachable: no globals, no ambient clock, no ambient chance.
 
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use axum::body::Bytes;
 
 use crate::chance::Chance;
 use crate::clock::Clock;
@@ -32,6 +34,8 @@ pub struct Parts {
     pub draining: AtomicBool,
     /// One write-back of last-active at a time.
     pub write_back_turn: tokio::sync::Mutex<()>,
+    /// The OpenAPI document, written once the routes are known.
+    pub contract: OnceLock<Bytes>,
     /// Names for requests that bring none.
     pub request_ids: RequestIds,
     /// The operator has been told of an `X-Forwarded-For` that does not count.
@@ -63,6 +67,7 @@ impl App {
             hasher,
             draining: AtomicBool::new(false),
             write_back_turn: tokio::sync::Mutex::new(()),
+            contract: OnceLock::new(),
             request_ids: RequestIds { process: chance.bytes(), count: AtomicU64::new(0) },
             told_of_untrusted_proxy: AtomicBool::new(false),
         })))
@@ -76,11 +81,16 @@ pub struct RequestIds {
 }
 
 impl RequestIds {
-    /// The next name.
-    pub fn next(&self) -> [u8; 12] {
+    /// The next name, in hexadecimal.
+    pub fn next(&self) -> [u8; 24] {
         let mut name = [0; 12];
         name[..4].copy_from_slice(&self.process);
         name[4..].copy_from_slice(&self.count.fetch_add(1, Ordering::Relaxed).to_be_bytes());
-        name
+        let mut hex = [0; 24];
+        for (i, byte) in name.iter().enumerate() {
+            hex[2 * i] = b"0123456789abcdef"[usize::from(byte >> 4)];
+            hex[2 * i + 1] = b"0123456789abcdef"[usize::from(byte & 15)];
+        }
+        hex
     }
 }

@@ -74,6 +74,8 @@ impl Fault {
 enum Mode {
     /// One snapshot, no writes.
     Read,
+    /// No writes, and each statement has a snapshot of its own.
+    Glance,
     /// Serializable, and on the disk before it is acknowledged.
     Write,
     /// Serializable, but a power cut may take the newest of them back: for what is only ever early when lost.
@@ -257,8 +259,8 @@ impl Db {
         self.on_blocking_thread(Mode::Read, f).await
     }
 
-    /// Reads a few rows by key. SQLite answers on the calling thread: for such a read the hop to another one costs
-    /// several times the read itself.
+    /// Reads a few rows by key, each statement on a snapshot of its own. SQLite answers on the calling thread: for such a
+    /// read the hop to another one costs several times the read itself, and a transaction as much as another read.
     pub async fn glance<T, E, F>(&self, f: F) -> Result<T, E>
     where
         F: Fn(&mut Tx) -> Result<T, E> + Send + 'static,
@@ -266,7 +268,7 @@ impl Db {
         E: From<Fault> + Send + 'static,
     {
         match self.store.lend_at_once()? {
-            Some(driver) => self.transact(driver, Mode::Read, &f),
+            Some(driver) => self.transact(driver, Mode::Glance, &f),
             None => self.read(f).await,
         }
     }
@@ -323,7 +325,7 @@ impl Db {
     {
         // The connection is fetched before the thread is taken, so that waiting for one blocks no thread.
         let driver: Box<dyn Driver> = match mode {
-            Mode::Read => self.store.lend_reader().await?,
+            Mode::Read | Mode::Glance => self.store.lend_reader().await?,
             Mode::Write | Mode::Relaxed => self.store.lend_writer().await?,
         };
         let (db, span) = (self.clone(), tracing::Span::current());

@@ -4,9 +4,12 @@
 //! before they get there (FWD-05), and the answer is a `204` or a refusal, so a proxy that reads only the status fails
 //! closed (FWD-06).
 
+use std::borrow::Cow;
+
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use uuid::Uuid;
 
 use crate::error::Error;
 use crate::form::{NoQuery, Query};
@@ -30,15 +33,21 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b' ').add(b'"').add(b',').add
 pub async fn check(SignedIn(me): SignedIn, Query(NoQuery): Query<NoQuery>) -> Result<Response, Error> {
     let mut response = StatusCode::NO_CONTENT.into_response();
     let headers = response.headers_mut();
-    headers.insert(USER, ascii(me.user_id.to_string()));
-    headers.insert(SESSION, ascii(me.id.to_string()));
-    headers.insert(ROLE, ascii(me.role.to_string()));
-    headers.insert(EMAIL, ascii(utf8_percent_encode(&me.email, ESCAPED).to_string()));
+    // With room for what every answer says besides.
+    headers.reserve(12);
+    headers.insert(USER, id(me.user_id.0));
+    headers.insert(SESSION, id(me.id.0));
+    headers.insert(ROLE, text(me.who.role()));
+    headers.insert(EMAIL, text(&Cow::from(utf8_percent_encode(me.who.email(), ESCAPED))));
     headers.insert(EMAIL_VERIFIED, HeaderValue::from_static(if me.email_verified { "true" } else { "false" }));
     Ok(response)
 }
 
+fn id(id: Uuid) -> HeaderValue {
+    text(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()))
+}
+
 /// Ids, roles and percent-encoded text are printable ASCII.
-fn ascii(text: String) -> HeaderValue {
-    HeaderValue::try_from(text).unwrap_or_else(|_| unreachable!("printable ASCII is a header value"))
+fn text(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| unreachable!("printable ASCII is a header value"))
 }

@@ -34,7 +34,7 @@ impl<S: Sync> FromRequestParts<S> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
         let SignedIn(session) = SignedIn::from_request_parts(parts, state).await?;
-        if &*session.role != ADMIN {
+        if session.who.role() != ADMIN {
             return Err(Refusal::Forbidden.into());
         }
         Ok(Admin(session))

@@ -32,10 +32,8 @@ pub struct LiveSession {
     pub id: SessionId,
     /// Whose it is.
     pub user_id: UserId,
-    /// The user's role. A change of role ends the session, so it cannot be stale.
-    pub role: Box<str>,
-    /// The user's e-mail, as shown.
-    pub email: Box<str>,
+    /// The user's role and e-mail.
+    pub who: Who,
     /// Whether the user has proved that address.
     pub email_verified: bool,
     /// Its deadlines.
@@ -44,6 +42,31 @@ pub struct LiveSession {
     pub token: TokenHash,
     /// The token took the place of another one, and no request has come with it yet.
     pub unproved: bool,
+}
+
+/// A role and an e-mail in one allocation: hundreds of thousands of them are kept, and each is read as a whole.
+#[derive(Clone, Debug)]
+pub struct Who {
+    /// The role, then the e-mail.
+    text: Box<str>,
+    role_ends: usize,
+}
+
+impl Who {
+    /// Keeps both.
+    pub fn new(role: &str, email: &str) -> Self {
+        Who { text: [role, email].concat().into(), role_ends: role.len() }
+    }
+
+    /// The user's role. A change of role ends the session, so it cannot be stale.
+    pub fn role(&self) -> &str {
+        &self.text[..self.role_ends]
+    }
+
+    /// The user's e-mail, as shown.
+    pub fn email(&self) -> &str {
+        &self.text[self.role_ends..]
+    }
 }
 
 /// What a look at a token finds.
@@ -58,7 +81,7 @@ pub enum Met {
 }
 
 /// What the database must be told before the request is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Owed {
     /// The stored last-active lags further than a crash may lose.
     pub last_active: bool,

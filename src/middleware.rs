@@ -9,25 +9,30 @@
 //! 6. [`require_session`], where a session is needed.
 //! 7. The handler's extractors, in the order of its arguments: permission, query, body, path.
 //!
-//! 1 to 3 are one layer ([`around`]), 5 and 6 another ([`open`], [`signed_in`]): each layer of axum clones all those inside it,
-//! for every request, so seven of them cost more than the whole check.
+//! 1 to 3 are one service around the router ([`Around`]), 5 and 6 one layer of each route ([`Entrance`]). Both are written out
+//! instead of made by `axum::middleware`: that clones and boxes whatever lies inside, once for each layer and each request,
+//! which cost more than the whole check.
 
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::{MatchedPath, Request, State};
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{MatchedPath, Request};
 use axum::http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, STRICT_TRANSPORT_SECURITY,
     TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::http::{self, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use axum::response::{IntoResponse, Response};
+use axum::routing::Route;
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tower::{Layer, Service};
 use tracing::Instrument;
 
 use crate::app::App;
@@ -48,47 +53,80 @@ const SAFE: [(HeaderName, &str); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// Puts steps 1 to 3 around the routes.
-pub fn stack(routes: Router<App>, app: &App) -> Router<App> {
-    routes.layer(from_fn_with_state(app.clone(), around))
+type Answer = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+/// The routes with steps 1 to 3 around them.
+#[derive(Clone)]
+pub struct Around {
+    app: App,
+    routes: Router,
 }
 
-async fn around(State(app): State<App>, request: Request, next: Next) -> Response {
-    let begun = Instant::now();
-    let id = request_id(request.headers(), &app);
-    let name = id.to_str().unwrap_or_default();
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let (method, version) = (request.method().clone(), request.version());
-    // What changes state says so in the log, and that line should name its request; a mere look need not pay for the span.
-    let span = match method {
-        Method::GET | Method::HEAD => tracing::debug_span!("request", request_id = name),
-        _ => tracing::info_span!("request", request_id = name),
-    };
+impl Around {
+    /// Puts steps 1 to 3 around the routes.
+    pub fn new(routes: Router, app: App) -> Self {
+        Around { app, routes }
+    }
+}
 
-    let Crossing { passage, reader } = cross_site::judge(&method, request.headers(), &app.config);
-    let mut response = match passage {
-        Passage::Through => in_our_words(next.run(request), name).instrument(span).await,
-        Passage::Answered(response) => response,
-    };
+impl<B> Service<http::Request<B>> for Around
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Answer;
 
-    let headers = response.headers_mut();
-    cross_site::open_to(reader, headers, &app.config);
-    for (name, value) in SAFE {
-        headers.insert(name, HeaderValue::from_static(value));
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
-    if app.config.public_url.https {
-        headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+
+    fn call(&mut self, request: http::Request<B>) -> Answer {
+        let begun = Instant::now();
+        let app = self.app.clone();
+        let id = RequestId::of(request.headers(), &app);
+        let (method, version) = (request.method().clone(), request.version());
+        let Crossing { passage, reader } = cross_site::judge(&method, request.headers(), &app.config);
+        let answer = match passage {
+            Passage::Through => Ok(self.routes.call(request)),
+            Passage::Answered(response) => Err(response),
+        };
+        Box::pin(async move {
+            let mut response = match answer {
+                Ok(answer) => in_our_words(answer.map(|Ok(response)| response), &id).instrument(span(&method, &id)).await,
+                Err(response) => response,
+            };
+            let headers = response.headers_mut();
+            cross_site::open_to(reader, headers, &app.config);
+            for (name, value) in SAFE {
+                headers.insert(name, HeaderValue::from_static(value));
+            }
+            if app.config.public_url.https {
+                headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+            }
+            headers.insert(REQUEST_ID, id.header());
+            if version < Version::HTTP_2 && app.draining.load(Ordering::Relaxed) {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            if is_logged(&response) {
+                log(&id, &method, &response, begun.elapsed());
+            }
+            Ok(response)
+        })
     }
-    headers.insert(REQUEST_ID, id.clone());
-    if version < Version::HTTP_2 && app.draining.load(Ordering::Relaxed) {
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+}
+
+/// What changes state says so in the log, and that line should name its request; a mere look need not pay for the span.
+fn span(method: &Method, id: &RequestId) -> tracing::Span {
+    match *method {
+        Method::GET | Method::HEAD => tracing::debug_span!("request", request_id = id.text()),
+        _ => tracing::info_span!("request", request_id = id.text()),
     }
-    log(name, &method, route.as_ref(), &response, begun.elapsed());
-    response
 }
 
 /// Puts what the router and the runtime say into our words. A panic costs its own request only.
-async fn in_our_words(answer: impl Future<Output = Response>, request_id: &str) -> Response {
+async fn in_our_words(answer: impl Future<Output = Response>, id: &RequestId) -> Response {
     let caught = AssertUnwindSafe(answer).catch_unwind().await;
     let (mut response, panicked) = match caught {
         Ok(response) => (response, None),
@@ -98,7 +136,7 @@ async fn in_our_words(answer: impl Future<Output = Response>, request_id: &str) 
         StatusCode::METHOD_NOT_ALLOWED => error::method_not_allowed(response.headers_mut().remove(ALLOW)),
         StatusCode::INTERNAL_SERVER_ERROR => {
             let blame = panicked.or_else(|| response.extensions_mut().remove::<Blame>());
-            let mut response = error::internal(Some(request_id.into()));
+            let mut response = error::internal(Some(id.text().into()));
             blame.map(|blame| response.extensions_mut().insert(blame));
             response
         }
@@ -106,20 +144,84 @@ async fn in_our_words(answer: impl Future<Output = Response>, request_id: &str) 
     }
 }
 
-/// Before a handler that anybody may reach: the body.
-pub async fn open(request: Request, next: Next) -> Response {
-    match read_body(request).await {
-        Ok(request) => next.run(request).await,
-        Err(refusal) => hang_up(refusal),
+/// Who may reach a handler.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum To {
+    Anybody,
+    SignedIn,
+}
+
+/// The layer before the handlers of a route: the body, and the session where one is needed.
+#[derive(Clone)]
+pub struct Entrance {
+    app: App,
+    to: To,
+}
+
+impl Entrance {
+    /// Anybody may come in: the body is read.
+    pub fn open(app: &App) -> Self {
+        Entrance { app: app.clone(), to: To::Anybody }
+    }
+
+    /// Who is signed in may come in: the body is read, then the session is judged.
+    pub fn signed_in(app: &App) -> Self {
+        Entrance { app: app.clone(), to: To::SignedIn }
     }
 }
 
-/// Before a handler that needs a session: the body, then the session.
-pub async fn signed_in(State(app): State<App>, request: Request, next: Next) -> Response {
-    match read_body(request).await {
-        Ok(request) => require_session(&app, request, next).await,
-        Err(refusal) => hang_up(refusal),
+impl Layer<Route> for Entrance {
+    type Service = Entered;
+
+    fn layer(&self, handler: Route) -> Entered {
+        Entered { entrance: self.clone(), handler }
     }
+}
+
+/// A handler behind its [`Entrance`].
+#[derive(Clone)]
+pub struct Entered {
+    entrance: Entrance,
+    handler: Route,
+}
+
+impl Service<Request> for Entered {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Answer {
+        let Entered { entrance: Entrance { app, to }, handler } = self.clone();
+        Box::pin(async move {
+            let route = request.extensions().get::<MatchedPath>().cloned();
+            let (mut response, session) = match read_body(request).await {
+                Ok(request) if to == To::SignedIn => require_session(&app, request, handler).await,
+                Ok(request) => (run(handler, request).await, None),
+                Err(refusal) => (hang_up(refusal), None),
+            };
+            if is_logged(&response) {
+                response.extensions_mut().insert(Seen { route, session });
+            }
+            Ok(response)
+        })
+    }
+}
+
+/// Hands a request to its handler.
+pub async fn run(mut handler: Route, request: Request) -> Response {
+    let Ok(response) = handler.call(request).await;
+    response
+}
+
+/// What a route knows of its request, on its way to the log.
+#[derive(Clone)]
+struct Seen {
+    route: Option<MatchedPath>,
+    session: Option<Session>,
 }
 
 /// Refuses a body; the rest of it is not worth reading.
@@ -129,47 +231,76 @@ fn hang_up(refusal: Refusal) -> Response {
     response
 }
 
-/// Keeps a well-formed id that came with the request, so that it can be followed through a chain of servers.
-fn request_id(headers: &HeaderMap, app: &App) -> HeaderValue {
-    let mut given = headers.get_all(REQUEST_ID).iter();
-    let well_formed = |id: &&HeaderValue| {
-        let bytes = id.as_bytes();
-        (1..=64).contains(&bytes.len()) && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b))
-    };
-    if let (Some(id), None) = (given.next().filter(well_formed), given.next()) {
-        return id.clone();
+/// The name of a request: a well-formed one that came with it, so that it can be followed through a chain of servers, or ours.
+struct RequestId {
+    bytes: [u8; RequestId::LONGEST],
+    length: usize,
+}
+
+impl RequestId {
+    const LONGEST: usize = 64;
+
+    fn of(headers: &HeaderMap, app: &App) -> Self {
+        let mut given = headers.get_all(REQUEST_ID).iter().map(HeaderValue::as_bytes);
+        match (given.next(), given.next()) {
+            (Some(id), None) if Self::is_well_formed(id) => Self::new(id),
+            _ => Self::new(&app.request_ids.next()),
+        }
     }
-    let mut hex = [0u8; 24];
-    let random: [u8; 12] = app.request_ids.next();
-    for (i, byte) in random.iter().enumerate() {
-        hex[2 * i] = b"0123456789abcdef"[usize::from(byte >> 4)];
-        hex[2 * i + 1] = b"0123456789abcdef"[usize::from(byte & 15)];
+
+    fn is_well_formed(id: &[u8]) -> bool {
+        (1..=Self::LONGEST).contains(&id.len()) && id.iter().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b))
     }
-    HeaderValue::from_bytes(&hex).unwrap_or_else(|_| HeaderValue::from_static("-"))
+
+    fn new(id: &[u8]) -> Self {
+        let mut bytes = [0; Self::LONGEST];
+        let length = id.len().min(Self::LONGEST);
+        bytes[..length].copy_from_slice(&id[..length]);
+        RequestId { bytes, length }
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.length]).unwrap_or_default()
+    }
+
+    fn header(&self) -> HeaderValue {
+        HeaderValue::from_bytes(&self.bytes[..self.length]).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    }
+}
+
+/// Whether the answer will be told in the log: a refusal or a fault always, the others only at the level `debug`.
+fn is_logged(response: &Response) -> bool {
+    response.status().as_u16() >= 400 || tracing::enabled!(tracing::Level::DEBUG)
 }
 
 /// One line per request. No query, no header, no body: a secret cannot get in.
-fn log(id: &str, method: &Method, route: Option<&MatchedPath>, response: &Response, took: Duration) {
-    let status = response.status().as_u16();
-    let route = route.map_or("-", MatchedPath::as_str);
-    let session = response.extensions().get::<Session>();
+fn log(id: &RequestId, method: &Method, response: &Response, took: Duration) {
+    let (id, status) = (id.text(), response.status().as_u16());
+    let seen = response.extensions().get::<Seen>();
+    let route = seen.and_then(|seen| seen.route.as_ref()).map_or("-", MatchedPath::as_str);
+    let session = seen.and_then(|seen| seen.session.as_ref());
     let (user, session) = (session.map(|s| tracing::field::display(s.user_id)), session.map(|s| tracing::field::display(s.id)));
     let ms = took.as_micros() as f64 / 1000.0;
     let code = response.extensions().get::<Code>().map(|code| code.0);
     if let Some(Blame(cause)) = response.extensions().get::<Blame>() {
         tracing::error!(request_id = id, %method, route, status, ms, user, session, cause = &**cause, "fault");
-    } else if status >= 400 {
-        tracing::info!(request_id = id, %method, route, status, ms, user, session, code, "refused");
+    } else if status < 400 || code == Some(Refusal::Unauthenticated.code()) {
+        tracing::debug!(request_id = id, %method, route, status, ms, user, session, code, "answered");
     } else {
-        tracing::debug!(request_id = id, %method, route, status, ms, user, session, "answered");
+        tracing::info!(request_id = id, %method, route, status, ms, user, session, code, "refused");
     }
 }
 
-/// Reads the body whole, at most 64 KiB of JSON within 30 s, before the request goes on.
+/// Reads the body, if there is one, before the request goes on.
 async fn read_body(request: Request) -> Result<Request, Refusal> {
-    if !has_body(request.headers(), request.body()) {
-        return Ok(request);
+    match has_body(request.headers(), request.body()) {
+        true => Box::pin(read_whole(request)).await,
+        false => Ok(request),
     }
+}
+
+/// Reads a body whole: at most 64 KiB of JSON within 30 s.
+async fn read_whole(request: Request) -> Result<Request, Refusal> {
     let (parts, body) = request.into_parts();
     let declared = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
     if declared.is_some_and(|bytes| bytes > BODY_BYTES as u64) {

@@ -3,16 +3,15 @@
 //! The routes, bodies and answers come from the handlers themselves. What is true of every route (how it refuses, which
 //! header polls may send) is put in here, in one place, so that no handler can forget it.
 
-use std::sync::Arc;
-
-use axum::Extension;
 use axum::body::Bytes;
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 
+use crate::app::App;
 use crate::config::Config;
 use crate::error::Problem;
 use crate::form::{NoQuery, Query};
@@ -30,22 +29,15 @@ use crate::form::{NoQuery, Query};
 )]
 pub struct Description;
 
-/// The document, written once, at start.
-#[derive(Clone)]
-pub struct Written(Arc<Bytes>);
-
-impl Written {
-    /// Writes it for these settings.
-    pub fn of(document: &Document, config: &Config) -> Self {
-        // Maps and strings always serialize.
-        Written(Arc::new(Bytes::from(complete(document, config).to_string())))
-    }
+/// Writes the document for these settings.
+pub fn written(document: &Document, config: &Config) -> Bytes {
+    Bytes::from(complete(document, config).to_string())
 }
 
 /// Serves the document.
 #[utoipa::path(get, path = "/openapi.json", tag = "Operations", operation_id = "openapi", responses((status = 200, content_type = "application/json", body = Object)))]
-pub async fn show(Extension(Written(text)): Extension<Written>, Query(NoQuery): Query<NoQuery>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "application/json")], Bytes::clone(&text))
+pub async fn show(State(app): State<App>, Query(NoQuery): Query<NoQuery>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], app.contract.get().cloned().unwrap_or_default())
 }
 
 /// Puts in what holds for all routes, and what only the settings know.

@@ -1,7 +1,6 @@
 //! Every route on one page: open ones, those that need a session, those for administrators.
 
-use axum::middleware::{from_fn, from_fn_with_state};
-use axum::{Extension, Router};
+use axum::Router;
 use utoipa::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
@@ -9,27 +8,24 @@ use utoipa_axum::routes;
 use crate::account::{login, logout, me, password_change, signup};
 use crate::app::App;
 use crate::error::Refusal;
-use crate::openapi::Written;
-use crate::{admin, device_sessions, forward_auth, health, middleware, openapi};
+use crate::middleware::{Around, Entrance};
+use crate::{admin, device_sessions, forward_auth, health, openapi};
 
 /// Builds the service: the routes, and the stack around them.
-pub fn router(app: App) -> Router {
+pub fn router(app: App) -> Around {
     let (routes, document) = routes(&app).split_for_parts();
-    let routes = routes.layer(Extension(Written::of(&document, &app.config)));
+    app.contract.get_or_init(|| openapi::written(&document, &app.config));
     let mounted = match app.config.base_path.as_str() {
         "" => routes,
         base => Router::new().nest(base, routes),
     };
-    middleware::stack(mounted.fallback(|| async { Refusal::NotFound }), &app).with_state(app)
+    Around::new(mounted.fallback(|| async { Refusal::NotFound }).with_state(app.clone()), app)
 }
 
 fn routes(app: &App) -> OpenApiRouter<App> {
-    let open = |(schemas, paths, route): UtoipaMethodRouter<App>| (schemas, paths, route.route_layer(from_fn(middleware::open)));
-    // The check runs for a route's own methods only: another method is `405` to everybody.
-    let signed_in = |(schemas, paths, route): UtoipaMethodRouter<App>| {
-        let check = from_fn_with_state(app.clone(), middleware::signed_in);
-        (schemas, paths, route.route_layer(check))
-    };
+    // Each entrance stands before a route's own methods only: another method is `405` to everybody.
+    let open = |(schemas, paths, route): UtoipaMethodRouter<App>| (schemas, paths, route.route_layer(Entrance::open(app)));
+    let signed_in = |(schemas, paths, route): UtoipaMethodRouter<App>| (schemas, paths, route.route_layer(Entrance::signed_in(app)));
     // What needs the role admin says so in its handler's type.
     let admin = signed_in;
 

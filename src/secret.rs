@@ -30,8 +30,9 @@ impl Token {
         if text.len() != Self::WRITTEN {
             return None;
         }
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        bytes.try_into().ok().map(Token)
+        let mut token = Token([0; 32]);
+        let length = URL_SAFE_NO_PAD.decode_slice_unchecked(text, &mut token.0).ok()?;
+        (length == token.0.len()).then_some(token)
     }
 
     /// Writes it for a cookie. The only way out.

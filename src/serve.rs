@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
+use axum::ServiceExt;
+use axum::extract::Request;
 use axum::extract::connect_info::Connected;
 use axum_server::{AddrListener, Address, Handle};
 use tokio::net::{TcpListener, TcpStream};
@@ -43,7 +45,7 @@ pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> 
     server.http_builder().http1().max_buf_size(64 * 1024);
 
     let mut background = background::start(&app);
-    let service = router(app.clone()).into_make_service_with_connect_info::<Peer>();
+    let service = ServiceExt::<Request>::into_make_service_with_connect_info::<Peer>(router(app.clone()));
     let server = tokio::spawn(server.serve(service));
 
     stop.await;

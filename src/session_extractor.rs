@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request};
 use axum::http::HeaderMap;
-use axum::middleware::Next;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
+use axum::routing::Route;
 
 use crate::app::App;
 use crate::background;
@@ -23,40 +24,66 @@ use crate::db::Tx;
 use crate::device_sessions::{self, Known};
 use crate::error::{Error, Refusal};
 use crate::live_sessions::{LiveSession, Met, Owed};
+use crate::middleware::run;
 use crate::secret::TokenHash;
 use crate::session_security::{judge, note_use_of_successor};
 
 /// The session of a request that passed the check.
 pub type Session = Arc<LiveSession>;
 
-/// Lets a request in with its session, or answers `401` with the reason.
-pub async fn require_session(app: &App, request: Request, next: Next) -> Response {
+/// Lets a request in to `handler` with its session, or answers `401` with the reason.
+pub async fn require_session(app: &App, request: Request, handler: Route) -> (Response, Option<Session>) {
     let (mut parts, body) = request.into_parts();
     match check(app, &mut parts).await {
         Ok(session) => {
             parts.extensions.insert(session.clone());
-            let mut response = next.run(Request::from_parts(parts, body)).await;
-            // For the line in the log.
-            response.extensions_mut().insert(session);
-            response
+            (run(handler, Request::from_parts(parts, body)).await, Some(session))
         }
-        Err(error) => error.into_response(),
+        Err(error) => (error.into_response(), None),
     }
 }
 
-async fn check(app: &App, parts: &mut axum::http::request::Parts) -> Result<Session, Error> {
+async fn check(app: &App, parts: &mut Parts) -> Result<Session, Error> {
     let token = app.cookies.presented(&parts.headers, cookie::Name::Session).ok_or(Refusal::Unauthenticated)?.hash();
-    let (now, passive) = (app.clock.now(), is_passive(&parts.headers));
+    let asked = Asked { token, at: app.clock.now(), passive: is_passive(&parts.headers) };
+    match asked.meet(app) {
+        Met::Live(session, owed) if owed == Owed::default() => Ok(session),
+        // In a box, which few requests need: the others are the quicker the smaller their future is.
+        met => Box::pin(ask_database(app, parts, asked, met)).await,
+    }
+}
+
+/// What a request presents, and when.
+#[derive(Clone, Copy)]
+struct Asked {
+    token: TokenHash,
+    at: Timestamp,
+    passive: bool,
+}
+
+impl Asked {
+    fn meet(&self, app: &App) -> Met {
+        app.db.live().meet(&self.token, self.at, self.passive)
+    }
+}
+
+/// Goes on where memory alone cannot answer.
+async fn ask_database(app: &App, parts: &mut Parts, asked: Asked, first: Met) -> Result<Session, Error> {
+    let Asked { token, at, .. } = asked;
+    let mut met = first;
     loop {
-        let ticket = match app.db.live().meet(&token, now, passive) {
+        let ticket = match met {
             Met::Live(session, owed) => {
                 settle_debts(app, &session, owed).await?;
                 return Ok(session);
             }
-            Met::Dead => match app.db.write(move |tx| end_by_deadline(tx, &token, now)).await? {
+            Met::Dead => match app.db.write(move |tx| end_by_deadline(tx, &token, at)).await? {
                 Some(refusal) => return Err(refusal.into()),
                 // Another process has seen it since: it is read again.
-                None => continue,
+                None => {
+                    met = asked.meet(app);
+                    continue;
+                }
             },
             Met::Unknown(ticket) => ticket,
         };
@@ -66,6 +93,7 @@ async fn check(app: &App, parts: &mut axum::http::request::Parts) -> Result<Sess
                 if !app.db.live().admit(ticket, *session, last_active) {
                     tokio::task::yield_now().await;
                 }
+                met = asked.meet(app);
             }
             Known::Ended(reason) => {
                 app.db.live().forget(&token);

@@ -11,7 +11,7 @@ use super::{SignedInView, UserView, of_session};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::db::Tx;
-use crate::device_sessions::{holding, still_current};
+use crate::device_sessions::{holding_with_user, still_current};
 use crate::error::{Error, Refusal};
 use crate::event::{self, Recorded};
 use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
@@ -27,13 +27,12 @@ pub async fn show(State(app): State<App>, SignedIn(me): SignedIn, Query(NoQuery)
 }
 
 fn both(tx: &mut Tx, me: &LiveSession) -> Result<SignedInView, Error> {
-    let Some(session) = holding(tx, &me.token)? else {
+    let Some((session, user)) = holding_with_user(tx, &me.token)? else {
         // It ended between the check and here.
         still_current(tx, me)?;
         return Err(Refusal::Unauthenticated.into());
     };
-    let user = of_session(tx, me.user_id)?;
-    Ok(SignedInView { user: user.view, session: session.view(true) })
+    Ok(SignedInView { user, session: session.view(true) })
 }
 
 /// `PATCH /me`: what to call oneself.

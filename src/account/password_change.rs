@@ -73,7 +73,7 @@ pub struct PasswordChange {
 
 impl FromForm for PasswordChange {
     fn take(form: &mut Form, rules: &Rules<'_>) -> Option<Self> {
-        let email = rules.sender.and_then(|me| Email::parse(&me.email));
+        let email = rules.sender.and_then(|me| Email::parse(me.who.email()));
         let current = Password::take(form, "current_password");
         let new = Password::take_new(form, "new_password", rules.config.password_min_length, email.as_ref());
         let sign_out_others = form.flag("sign_out_others", true);

@@ -78,7 +78,7 @@ impl Sqlite {
             close_to_others(&with_suffix(path, suffix)).map_err(broken)?;
         }
         // The writer opens first: it is the one that may turn the write-ahead log on.
-        let writer = pool(path, 1, Access { writes: true, busy: BUSY })?;
+        let writer = pool(path, 1, Access { writes: true, busy: BUSY, cache: 8 })?;
         let data_version = data_version(&*writer.get().map_err(pool_fault)?)?;
         let threads = std::thread::available_parallelism().map_or(4, |n| u32::try_from(n.get()).unwrap_or(4));
         let watch = Watch {
@@ -91,10 +91,10 @@ impl Sqlite {
             live,
         };
         Ok(Sqlite {
-            readers: pool(path, READERS, Access { writes: false, busy: BUSY })?,
+            readers: pool(path, READERS, Access { writes: false, busy: BUSY, cache: 2 })?,
             read_turn: Arc::new(Semaphore::new(READERS as usize)),
             // One for each of the server's own threads, which hold it without waiting: look-ups by key.
-            glancers: pool(path, threads, Access { writes: false, busy: BUSY_AT_ONCE })?,
+            glancers: pool(path, threads, Access { writes: false, busy: BUSY_AT_ONCE, cache: 8 })?,
             writer,
             write_turn: Arc::new(Semaphore::new(1)),
             watch: Arc::new(watch),
@@ -234,7 +234,11 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 struct Access {
     writes: bool,
     busy: Duration,
+    /// How much of the file it keeps: the upper pages of the indexes, at least.
+    cache: MiB,
 }
+
+type MiB = u32;
 
 fn pool(path: &Path, size: u32, access: Access) -> Result<Pool<SqliteConnectionManager>, Fault> {
     // No CREATE: the file was made with its rights. No shared mutex: a connection has one user at a time.
@@ -261,15 +265,16 @@ fn check_journal(connection: &Connection) -> Result<(), Fault> {
     if mode == "wal" { Ok(()) } else { Err(Fault::broken("its file system has no shared memory for a write-ahead log; put it on a local disk")) }
 }
 
-fn set_up(connection: &mut Connection, Access { writes, busy }: Access) -> rusqlite::Result<()> {
+fn set_up(connection: &mut Connection, Access { writes, busy, cache }: Access) -> rusqlite::Result<()> {
     connection.busy_timeout(busy)?;
     if writes {
         connection.execute_batch("PRAGMA journal_mode = WAL;")?;
     }
     connection.execute_batch(&format!(
         "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA query_only = {};
-         PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 16777216;",
-        !writes
+         PRAGMA temp_store = MEMORY; PRAGMA journal_size_limit = 16777216; PRAGMA cache_size = -{};",
+        !writes,
+        cache * 1024
     ))?;
     connection.set_prepared_statement_cache_capacity(256);
     // Without this a database that was ever ANALYZEd re-plans every prepared statement at every new binding.
@@ -320,6 +325,9 @@ impl rusqlite::ToSql for Arg<'_> {
 
 impl Driver for Conn {
     fn begin(&mut self, mode: Mode) -> Result<(), Fault> {
+        if mode == Mode::Glance {
+            return Ok(());
+        }
         if mode == Mode::Read {
             self.execute("BEGIN DEFERRED")?;
             self.open = true;
@@ -363,6 +371,9 @@ impl Driver for Conn {
     }
 
     fn commit(&mut self) -> Result<(), Fault> {
+        if !self.open {
+            return Ok(());
+        }
         self.execute("COMMIT")?;
         self.open = false;
         Ok(())

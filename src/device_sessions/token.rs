@@ -1,12 +1,13 @@
 //! What a token is worth: the only way from a cookie to a session.
 
 use super::row::{DeviceSession, EndReason, by_id, select_sessions};
+use crate::account::UserView;
 use crate::clock::Timestamp;
 use crate::db::{Fault, FromRow, Row, Tx};
 use crate::error::{Error, Refusal};
 use crate::event::{Event, Scene, record};
 use crate::id::SessionId;
-use crate::live_sessions::LiveSession;
+use crate::live_sessions::{LiveSession, Who};
 use crate::secret::TokenHash;
 use crate::session_security::{Limits, is_first_report, is_stolen};
 
@@ -23,7 +24,8 @@ pub enum Known {
     Nothing,
 }
 
-/// Looks a token up by its hash: the only way in.
+/// Looks a token up by its hash: the only way in. The session first: a token only ever goes from there to the retired ones, so
+/// that it is not missed between the two statements, whichever snapshots they have.
 pub fn look_up(tx: &mut Tx, token: &TokenHash) -> Result<Known, Fault> {
     let found: Option<Found> = tx.row(
         "SELECT s.id, s.user_id, u.role, u.email, u.email_verified, s.idle_timeout_ms, s.expires_at, s.last_active_at,
@@ -62,8 +64,7 @@ impl FromRow for Found {
         let session = LiveSession {
             id: row.get(0)?,
             user_id: row.get(1)?,
-            role: role.into(),
-            email: email.into(),
+            who: Who::new(&role, &email),
             email_verified: row.get(4)?,
             limits: Limits { idle_ms: row.get(5)?, expires_at: row.get(6)? },
             token: TokenHash([0; 32]),
@@ -107,6 +108,34 @@ pub fn still_current(tx: &mut Tx, asking: &LiveSession) -> Result<(), Error> {
     match refusal_for(tx, &asking.token)? {
         None => Ok(()),
         Some(refusal) => Err(refusal.into()),
+    }
+}
+
+/// Reads the session that holds a token, and its user, in one statement.
+pub fn holding_with_user(tx: &mut Tx, token: &TokenHash) -> Result<Option<(DeviceSession, UserView)>, Fault> {
+    let sql = concat!(
+        "SELECT s.*, u.email, u.email_verified, u.name, u.role, u.created_at FROM (",
+        select_sessions!("token_hash = ?1 AND ended_at IS NULL"),
+        ") AS s JOIN users AS u ON u.id = s.user_id"
+    );
+    let found: Option<WithUser> = tx.row(sql, (token,))?;
+    Ok(found.map(|WithUser(session, user)| (session.brought_up_to_date(tx), user)))
+}
+
+struct WithUser(DeviceSession, UserView);
+
+impl FromRow for WithUser {
+    fn from_row(row: &Row<'_>) -> Result<Self, Fault> {
+        let session = DeviceSession::from_row(row)?;
+        let user = UserView {
+            id: session.user_id,
+            email: row.get(16)?,
+            email_verified: row.get(17)?,
+            name: row.get(18)?,
+            role: row.get(19)?,
+            created_at: row.get(20)?,
+        };
+        Ok(WithUser(session, user))
     }
 }
 

@@ -9,8 +9,7 @@ fn session(n: u8) -> LiveSession {
     LiveSession {
         id: SessionId(Uuid::from_u128(u128::from(n))),
         user_id: UserId(Uuid::from_u128(1)),
-        role: "user".into(),
-        email: "ana@example.com".into(),
+        who: Who::new("user", "ana@example.com"),
         email_verified: false,
         limits: Limits { idle_ms: Some(1_800_000), expires_at: Timestamp(NOW.0 + 86_400_000) },
         unproved: false,

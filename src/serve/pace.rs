@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use axum::http::{Request, Version};
 use axum_server::accept::Accept;
+use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
@@ -122,11 +123,10 @@ impl Drop for Running {
 impl<S, B> Service<Request<B>> for PacedService<S>
 where
     S: Service<Request<B>>,
-    S::Future: Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+    type Future = Counted<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -137,12 +137,24 @@ where
             self.line.http2.store(true, Ordering::Relaxed);
         }
         let running = Running::begin(&self.line, &self.serving);
-        let answer = self.inner.call(request);
-        Box::pin(async move {
-            let answer = answer.await;
-            drop(running);
-            answer
-        })
+        Counted { answer: self.inner.call(request), _running: running }
+    }
+}
+
+pin_project! {
+    /// An answer that counts as running until it is there, or nobody wants it any more.
+    pub(super) struct Counted<F> {
+        #[pin]
+        answer: F,
+        _running: Running,
+    }
+}
+
+impl<F: Future> Future for Counted<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().answer.poll(cx)
     }
 }
 

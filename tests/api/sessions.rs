@@ -927,8 +927,8 @@ const WITH_SQL: [&str; 8] = [
 
 /// The SQL of these files: every literal that begins with a verb, and what `select_sessions!` makes.
 fn statements() -> Vec<String> {
-    let mut prefix = String::new();
-    let mut all = Vec::new();
+    let (mut prefix, mut around) = (String::new(), None);
+    let mut all: Vec<String> = Vec::new();
     for file in WITH_SQL {
         let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file)).expect("a source file");
         let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
@@ -938,6 +938,12 @@ fn statements() -> Vec<String> {
             let verb = ["SELECT ", "UPDATE ", "DELETE ", "INSERT "].iter().any(|verb| literal.starts_with(verb));
             if literal.ends_with("FROM device_sessions WHERE ") {
                 prefix = literal.into();
+            } else if literal.ends_with(" FROM (") {
+                around = Some(literal);
+            } else if let (Some(head), true) = (around, before.ends_with("select_sessions!(")) {
+                // What follows closes the parenthesis.
+                all.push(format!("{head}{prefix}{literal}{}", literals[n + 2]));
+                around = None;
             } else if before.ends_with("select_sessions!(") {
                 all.push(format!("{prefix}{literal}"));
             } else if verb {

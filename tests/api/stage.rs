@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, StatusCode, header};
@@ -23,6 +22,7 @@ use holdfast::chance::Chance;
 use holdfast::client::Peer;
 use holdfast::clock::{Clock, Timestamp};
 use holdfast::config::{Config, Variables};
+use holdfast::middleware::Around;
 use holdfast::router::router;
 
 /// 2026-11-23T06:36:08.123Z.
@@ -52,7 +52,7 @@ pub fn email_of(name: &str) -> String {
 pub struct Stage {
     pub app: App,
     pub clock: Clock,
-    router: Router,
+    router: Around,
     settings: Vec<(String, String)>,
     folder: TempDir,
 }
@@ -155,7 +155,7 @@ async fn open(settings: &[(String, String)], folder: &TempDir, clock: &Clock) ->
 /// A browser, app or script. A clone is the same browser: it shares the cookies.
 #[derive(Clone)]
 pub struct Actor {
-    router: Router,
+    router: Around,
     cookies: Arc<Mutex<BTreeMap<String, String>>>,
     headers: HeaderMap,
     ip: String,
