@@ -939,8 +939,8 @@ fn statements() -> Vec<String> {
             if literal.ends_with("FROM device_sessions WHERE ") {
                 prefix = literal.into();
             } else if literal.ends_with(" FROM (") {
-                around = Some(literal);
-            } else if let (Some(head), true) = (around, before.ends_with("select_sessions!(")) {
+                around = Some(literal.to_string());
+            } else if let (Some(head), true) = (&around, before.ends_with("select_sessions!(")) {
                 // What follows closes the parenthesis.
                 all.push(format!("{head}{prefix}{literal}{}", literals[n + 2]));
                 around = None;
