@@ -52,7 +52,8 @@ impl App {
     /// # Errors
     /// The database cannot be used; the text says why in one line.
     pub async fn open(config: Config, clock: Clock, chance: Chance) -> Result<App, Fault> {
-        let live = LiveSessions::new(LiveSessions::CAPACITY);
+        let table = if config.database_url.is_shared() { LiveSessions::shared } else { LiveSessions::new };
+        let live = table(LiveSessions::CAPACITY);
         let db = Db::open(&config.database_url, clock.clone(), chance.clone(), live).await?;
         let hasher = Hasher::start(&config, &chance)?;
         Ok(App(Arc::new(Parts {

@@ -165,9 +165,8 @@ async fn run_on_database(config: Config, command: Command) -> Result<(), Failure
 }
 
 async fn open(config: Config) -> Result<App, Failure> {
-    let crate::db::Url::Sqlite(path) = &config.database_url;
-    let path = path.display().to_string();
-    App::open(config, Clock::System, Chance::System).await.map_err(|fault| Failure::Failed(format!("DATABASE_URL {path}: {fault}")))
+    let place = config.database_url.to_string();
+    App::open(config, Clock::System, Chance::System).await.map_err(|fault| Failure::Failed(format!("DATABASE_URL {place}: {fault}")))
 }
 
 async fn run_server(config: Config) -> Result<(), Failure> {

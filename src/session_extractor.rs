@@ -1,7 +1,7 @@
 //! The check: cookie → SHA-256 → live session → verdict → [`Session`] in the request's extensions.
 //!
 //! Every request to a route that needs a session passes here, and nothing else lets one in. In the common case it is one
-//! look into memory. A token that is not there is read from the database; a session past a deadline is ended in the
+//! look into memory; where instances share a database, one read of the row. A token that is not in memory is read from the database; a session past a deadline is ended in the
 //! database before the answer, so that no step of the clock revives it; an error anywhere is a no.
 //!
 //! What an attacker tries: a copied cookie after its end, a forged or cut one, two at once, a flood of garbage (which
@@ -47,8 +47,9 @@ pub async fn require_session(app: &App, request: Request, next: Next) -> Respons
 async fn check(app: &App, parts: &mut axum::http::request::Parts) -> Result<Session, Error> {
     let token = app.cookies.presented(&parts.headers, cookie::Name::Session).ok_or(Refusal::Unauthenticated)?.hash();
     let (now, passive) = (app.clock.now(), is_passive(&parts.headers));
+    let mut met = app.db.live().meet(&token, now, passive);
     loop {
-        let ticket = match app.db.live().meet(&token, now, passive) {
+        let ticket = match met {
             Met::Live(session, owed) => {
                 settle_debts(app, &session, owed).await?;
                 return Ok(session);
@@ -56,16 +57,22 @@ async fn check(app: &App, parts: &mut axum::http::request::Parts) -> Result<Sess
             Met::Dead => match app.db.write(move |tx| end_by_deadline(tx, &token, now)).await? {
                 Some(refusal) => return Err(refusal.into()),
                 // Another process has seen it since: it is read again.
-                None => continue,
+                None => {
+                met = app.db.live().meet(&token, now, passive);
+                continue;
+            }
             },
             Met::Unknown(ticket) => ticket,
         };
-        match app.db.glance(move |tx| device_sessions::look_up(tx, &token)).await? {
-            // Something else ended while the row was being read: then it is read again.
+        match app.db.session(&token).await? {
             Known::Open(session, last_active) => {
-                if !app.db.live().admit(ticket, *session, last_active) {
+                met = if app.db.live().admit(ticket, *session, last_active) {
+                    app.db.live().meet_admitted(&token, now, passive)
+                } else {
+                    // Something else ended while the row was being read: then it is read again.
                     tokio::task::yield_now().await;
-                }
+                    app.db.live().meet(&token, now, passive)
+                };
             }
             Known::Ended(reason) => {
                 app.db.live().forget(&token);

@@ -34,7 +34,9 @@ pub(super) async fn purge(app: &App, json: bool) -> Result<(), Failure> {
 }
 
 pub(super) fn backup(config: &Config, file: &Path) -> Result<(), Failure> {
-    let Url::Sqlite(path) = &config.database_url;
+    let Url::Sqlite(path) = &config.database_url else {
+        return Err(Failure::Failed("backup copies a database file; for a server's database use its own tool: pg_dump --format=custom".into()));
+    };
     let bar = quiet(ProgressBar::new(0));
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent}% {eta}") {
         bar.set_style(style);

@@ -1,7 +1,6 @@
 //! Migrations: one portable set, run in order, each remembered with its whole text.
 //!
-//! The runner is a transaction like any other, so two programs that start together take turns and the second finds
-//! nothing left to do. A text that changed after it was applied, or a step that this program does not know (the
+//! Programs that start together take turns, and the second finds nothing left to do. A text that changed after it was applied, or a step that this program does not know (the
 //! database was written by a newer one), stops the start with one line: guessing would risk people's accounts.
 
 use super::{Db, Fault};
@@ -15,7 +14,7 @@ pub(super) async fn run(db: &Db) -> Result<(), Fault> {
     if db.read(|tx| applied(tx).map(|done| done.len() == STEPS.len())).await? {
         return Ok(());
     }
-    db.write(|tx| {
+    db.migrate(|tx| {
         tx.batch("CREATE TABLE IF NOT EXISTS migrations (name TEXT NOT NULL PRIMARY KEY, sql TEXT NOT NULL, applied_at BIGINT NOT NULL);")?;
         let done = applied(tx)?.len();
         for (name, sql) in &STEPS[done..] {

@@ -11,7 +11,7 @@ use crate::secret::TokenHash;
 use crate::session_security::{Limits, is_first_report, is_stolen};
 
 /// What the database knows of a token.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Known {
     /// It opens this session, last active then; whether it still may is for [`judge`] to say.
     Open(Box<LiveSession>, Timestamp),
@@ -23,30 +23,59 @@ pub enum Known {
     Nothing,
 }
 
+/// Finds the session that a token opens or opened. Asks for one token, which it names: a driver may ask for many.
+pub(crate) const BY_TOKEN: &str = "SELECT s.id, s.user_id, u.role, u.email, u.email_verified, s.idle_timeout_ms, s.expires_at, s.last_active_at,
+            s.ended_reason, u.disabled_at,
+            EXISTS (SELECT 1 FROM retired_tokens AS r WHERE r.session_id = s.id AND r.successor_used = 0), s.token_hash
+     FROM device_sessions AS s JOIN users AS u ON u.id = s.user_id WHERE s.token_hash = ?1";
+
+/// Finds the session that a token opened before another one took its place.
+pub(crate) const BY_RETIRED_TOKEN: &str = "SELECT session_id, token_hash FROM retired_tokens WHERE token_hash = ?1";
+
 /// Looks a token up by its hash: the only way in.
 pub fn look_up(tx: &mut Tx, token: &TokenHash) -> Result<Known, Fault> {
-    let found: Option<Found> = tx.row(
-        "SELECT s.id, s.user_id, u.role, u.email, u.email_verified, s.idle_timeout_ms, s.expires_at, s.last_active_at,
-                s.ended_reason, u.disabled_at,
-                EXISTS (SELECT 1 FROM retired_tokens AS r WHERE r.session_id = s.id AND r.successor_used = 0)
-         FROM device_sessions AS s JOIN users AS u ON u.id = s.user_id WHERE s.token_hash = ?1",
-        (token,),
-    )?;
-    if let Some(Found { mut session, last_active, ended }) = found {
-        session.token = *token;
-        return Ok(match ended {
-            Some(reason) => Known::Ended(reason),
-            None => Known::Open(Box::new(session), last_active),
-        });
+    if let Some(found) = tx.row::<Found>(BY_TOKEN, (token,))? {
+        return Ok(found.into());
     }
-    let retired: Option<SessionId> = tx.row("SELECT session_id FROM retired_tokens WHERE token_hash = ?1", (token,))?;
-    Ok(retired.map_or(Known::Nothing, Known::Rotated))
+    let retired: Option<Retired> = tx.row(BY_RETIRED_TOKEN, (token,))?;
+    Ok(retired.map_or(Known::Nothing, |retired| Known::Rotated(retired.session)))
 }
 
-struct Found {
+/// What [`BY_TOKEN`] finds.
+pub(crate) struct Found {
     session: LiveSession,
     last_active: Timestamp,
     ended: Option<EndReason>,
+}
+
+impl Found {
+    /// Of which token.
+    pub(crate) fn token(&self) -> TokenHash {
+        self.session.token
+    }
+}
+
+impl From<Found> for Known {
+    fn from(found: Found) -> Self {
+        match found.ended {
+            Some(reason) => Known::Ended(reason),
+            None => Known::Open(Box::new(found.session), found.last_active),
+        }
+    }
+}
+
+/// What [`BY_RETIRED_TOKEN`] finds.
+pub(crate) struct Retired {
+    /// Which session the token opened.
+    pub(crate) session: SessionId,
+    /// The token.
+    pub(crate) token: TokenHash,
+}
+
+impl FromRow for Retired {
+    fn from_row(row: &Row<'_>) -> Result<Self, Fault> {
+        Ok(Retired { session: row.get(0)?, token: row.get(1)? })
+    }
 }
 
 impl FromRow for Found {
@@ -66,7 +95,7 @@ impl FromRow for Found {
             email: email.into(),
             email_verified: row.get(4)?,
             limits: Limits { idle_ms: row.get(5)?, expires_at: row.get(6)? },
-            token: TokenHash([0; 32]),
+            token: row.get(11)?,
             unproved: row.get(10)?,
         };
         Ok(Found { session, last_active: row.get(7)?, ended })
