@@ -43,8 +43,11 @@ pub use url::Server;
 
 /// How long a caller waits for a connection of the pool.
 const TURN: Duration = Duration::from_secs(5);
-/// How long the server may take for a statement, a lock included; we wait a little longer than it does.
+/// How long the server may take for a statement; we wait a little longer than it does.
 const STATEMENT: Duration = Duration::from_secs(5);
+/// How long a statement waits for a row that another transaction has changed. Under SERIALIZABLE it will be refused once that
+/// one commits, so to wait is of no use; and two that wait for each other are parted long before the server would notice.
+const LOCK: Duration = Duration::from_millis(200);
 const MARGIN: Duration = Duration::from_secs(1);
 /// How long a new connection may take.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -462,11 +465,12 @@ pub(super) fn fault(e: tokio_postgres::Error) -> Fault {
     let code = told.code().code();
     let text = format!("{} ({code})", told.message());
     match code {
-        "40001" | "40P01" => Fault::unavailable(text).again(Rerun::Conflict),
+        // A lock that was not had in time is a conflict too, see `LOCK`.
+        "40001" | "40P01" | "55P03" => Fault::unavailable(text).again(Rerun::Conflict),
         // Ended by an administrator, a shutdown or a fail-over; or a standby now: whoever connects anew may find a primary.
         "57P01" | "57P02" | "57P03" | "57P05" | "25006" | "25P03" => Fault::unavailable(text).again(Rerun::Lost),
-        // A statement or a lock took too long.
-        "57014" | "55P03" => Fault::unavailable(text),
+        // A statement took too long.
+        "57014" => Fault::unavailable(text),
         _ => match &code[..2] {
             "08" => Fault::unavailable(text).again(Rerun::Lost),
             // Resources, the system below it, damage.

@@ -24,7 +24,7 @@ use holdfast::device_sessions::{Known, look_up};
 use holdfast::live_sessions::Met;
 use holdfast::secret::Token;
 
-use crate::database::Hand;
+use crate::database::{Hand, ON_POSTGRES};
 use crate::stage::{ABSOLUTE_TIMEOUT, Actor, Answer, IDLE_TIMEOUT, Stage, TICK, email_of, password_of};
 
 /// Requests in one round.
@@ -432,7 +432,8 @@ async fn a_row_that_was_read_before_its_session_ended_does_not_come_into_memory_
             let Met::Unknown(ticket) = live.meet(&token, now, true) else { panic!("it is to be read") };
             let Known::Open(row, last_active) = stage.app.db.glance(move |tx| look_up(tx, &token)).await.expect("a row") else { panic!("it lives") };
             assert!(cast.clone().end(how).await.status.is_success());
-            assert!(!live.admit(ticket, *row, last_active), "{how:?}");
+            // Where instances share a database nobody builds on what another one has read: it may come in, and opens nothing.
+            assert_eq!(live.admit(ticket, *row, last_active), ON_POSTGRES, "{how:?}");
             cast.victim.get("/check").await.is_refused(401, how.code());
         }
     }

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
-use super::{CONNECT, STATEMENT};
+use super::{CONNECT, LOCK, STATEMENT};
 
 /// A Postgres server, as `DATABASE_URL` names it.
 #[derive(Clone, PartialEq, Eq)]
@@ -82,9 +82,9 @@ impl Server {
     /// How a connection is made: every wait has its bound, here and at the server.
     pub(super) fn client(&self) -> Config {
         let mut config = self.config.clone();
-        let statement = STATEMENT.as_millis();
+        let (statement, lock) = (STATEMENT.as_millis(), LOCK.as_millis());
         let own = config.get_options().unwrap_or("");
-        let options = format!("-c statement_timeout={statement} -c lock_timeout={statement} -c idle_in_transaction_session_timeout=10000 {own}");
+        let options = format!("-c statement_timeout={statement} -c lock_timeout={lock} -c idle_in_transaction_session_timeout=10000 {own}");
         config.options(options.trim());
         config.ssl_mode(if self.trust == Trust::Clear { SslMode::Disable } else { SslMode::Require });
         config.connect_timeout(CONNECT);
