@@ -4,6 +4,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use uuid::Uuid;
+
 use crate::chance::Chance;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -28,6 +30,8 @@ pub struct Parts {
     pub hasher: Hasher,
     /// The cookies of this transport.
     pub cookies: Cookies,
+    /// Which of the instances on this database it is.
+    pub instance: Uuid,
     /// No new connections are taken, and what runs is being finished.
     pub draining: AtomicBool,
     /// One write-back of last-active at a time.
@@ -62,6 +66,7 @@ impl App {
             clock,
             db,
             hasher,
+            instance: Uuid::from_bytes(chance.bytes()),
             draining: AtomicBool::new(false),
             write_back_turn: tokio::sync::Mutex::new(()),
             request_ids: RequestIds { process: chance.bytes(), count: AtomicU64::new(0) },

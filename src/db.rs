@@ -19,6 +19,7 @@
 //! - The closure is `Fn` and touches nothing but `tx`: a driver may run it again. No hashing, mail or HTTP inside.
 
 mod backup;
+mod carry;
 pub mod migrate;
 mod postgres;
 mod sqlite;
@@ -40,6 +41,7 @@ use crate::live_sessions::LiveSessions;
 use crate::secret::TokenHash;
 
 pub use backup::backup;
+pub use carry::{Carried, carry};
 pub use postgres::{FEWEST_CONNECTIONS, Server};
 pub use value::{Arg, Args, Col, FromRow, Row};
 

@@ -6,7 +6,13 @@
 use super::{Db, Fault};
 
 /// Every step, in order. Append only: an applied text never changes.
-const STEPS: &[(&str, &str)] = &[("0001_sessions", include_str!("../../migrations/0001_sessions.sql"))];
+pub(super) const STEPS: &[(&str, &str)] = &[
+    ("0001_sessions", include_str!("../../migrations/0001_sessions.sql")),
+    ("0002_leases", include_str!("../../migrations/0002_leases.sql")),
+];
+
+/// Where the steps themselves are remembered.
+pub(super) const OWN_TABLE: &str = "CREATE TABLE IF NOT EXISTS migrations (name TEXT NOT NULL PRIMARY KEY, sql TEXT NOT NULL, applied_at BIGINT NOT NULL);";
 
 /// Applies what is missing.
 pub(super) async fn run(db: &Db) -> Result<(), Fault> {
@@ -15,7 +21,7 @@ pub(super) async fn run(db: &Db) -> Result<(), Fault> {
         return Ok(());
     }
     db.migrate(|tx| {
-        tx.batch("CREATE TABLE IF NOT EXISTS migrations (name TEXT NOT NULL PRIMARY KEY, sql TEXT NOT NULL, applied_at BIGINT NOT NULL);")?;
+        tx.batch(OWN_TABLE)?;
         let done = applied(tx)?.len();
         for (name, sql) in &STEPS[done..] {
             tx.batch(sql)?;

@@ -56,8 +56,10 @@ const OWN_CONNECTIONS: usize = 3;
 /// The fewest connections that one instance can work with.
 pub const FEWEST_CONNECTIONS: u32 = OWN_CONNECTIONS as u32 + 1;
 
-/// The session lock behind which migrations take turns: "holdfast" in ASCII.
-const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(7525199577110373236)";
+/// Begins a change of the schema, behind a lock ("holdfast" in ASCII) at which all that start together take turns. READ
+/// COMMITTED: a snapshot from before the lock was granted would not see what the one before has done.
+pub(super) const BEGIN_MIGRATION: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;
+    SELECT pg_advisory_xact_lock(7525199577110373236)";
 
 pub(super) struct Postgres {
     transactions: Pool,
@@ -78,22 +80,9 @@ enum Turn {
 impl Postgres {
     /// Connects, so that a wrong address, user or password stops the start with its reason.
     pub(super) async fn open(server: &Server) -> Result<Self, Fault> {
-        let connector = tls::connector(server)?;
-        let pool = |size: usize| {
-            let how = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-            let manager = Manager::from_config(server.client(), connector.clone(), how);
-            Pool::builder(manager)
-                .max_size(size)
-                .runtime(Runtime::Tokio1)
-                .wait_timeout(Some(TURN))
-                .create_timeout(Some(CONNECT))
-                .recycle_timeout(Some(CONNECT))
-                .build()
-                .map_err(|e| Fault::broken(e.to_string()))
-        };
-        let own = pool(OWN_CONNECTIONS)?;
+        let own = pool(server, OWN_CONNECTIONS)?;
         let store = Postgres {
-            transactions: pool(server.connections.saturating_sub(OWN_CONNECTIONS).max(1))?,
+            transactions: pool(server, server.connections.saturating_sub(OWN_CONNECTIONS).max(1))?,
             look_ups: LookUps::over(own.clone()),
             own,
             usable: AtomicBool::new(true),
@@ -143,6 +132,24 @@ impl Postgres {
     pub(super) fn is_usable(&self) -> bool {
         self.usable.load(Ordering::Relaxed)
     }
+}
+
+fn pool(server: &Server, size: usize) -> Result<Pool, Fault> {
+    let how = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    let manager = Manager::from_config(server.client(), tls::connector(server)?, how);
+    Pool::builder(manager)
+        .max_size(size)
+        .runtime(Runtime::Tokio1)
+        .wait_timeout(Some(TURN))
+        .create_timeout(Some(CONNECT))
+        .recycle_timeout(Some(CONNECT))
+        .build()
+        .map_err(|e| Fault::broken(e.to_string()))
+}
+
+/// One connection.
+pub(super) async fn connect(server: &Server) -> Result<Object, Fault> {
+    get(&pool(server, 1)?).await
 }
 
 async fn get(pool: &Pool) -> Result<Object, Fault> {
@@ -268,12 +275,11 @@ impl Driver for Conn {
             Mode::Read => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
             Mode::Write => "BEGIN ISOLATION LEVEL SERIALIZABLE",
             Mode::Relaxed => "BEGIN ISOLATION LEVEL SERIALIZABLE; SET LOCAL synchronous_commit = off",
-            // A snapshot taken before the lock is granted would not see what the other starter has done.
-            Mode::Migrate => "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0",
+            Mode::Migrate => {
+                self.pending = None;
+                return self.batch(BEGIN_MIGRATION);
+            }
         });
-        if mode == Mode::Migrate {
-            self.batch(MIGRATION_LOCK)?;
-        }
         Ok(())
     }
 

@@ -102,6 +102,7 @@ col! {
     bool, |x: i64| x != 0, |x: AnyBool| x.0;
     Timestamp, |x: i64| Timestamp(x), |x: AnyInt| Timestamp(x.0);
     String, |x: String| x, |x: String| x;
+    Vec<u8>, |x: Vec<u8>| x, |x: Vec<u8>| x;
     TokenHash, |x: [u8; 32]| TokenHash(x), |x: Bytes32| TokenHash(x.0);
     Uuid, |x: [u8; 16]| Uuid::from_bytes(x), |x: Uuid| x;
     crate::id::UserId, |x: [u8; 16]| crate::id::UserId(Uuid::from_bytes(x)), |x: Uuid| crate::id::UserId(x);
