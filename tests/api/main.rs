@@ -4,7 +4,9 @@
 // An expectation reads as a sentence: the answer `is(200)`, ana is `from_ip(…)`.
 #![allow(clippy::wrong_self_convention)]
 
+#[allow(dead_code)] // For `../api_postgres`.
 mod cluster;
+#[allow(dead_code)]
 mod database;
 mod process;
 mod stage;

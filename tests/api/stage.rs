@@ -55,7 +55,7 @@ pub struct Stage {
     pub clock: Clock,
     router: Router,
     settings: Vec<(String, String)>,
-    pub database: Database,
+    pub database: Arc<Database>,
 }
 
 impl Stage {
@@ -66,11 +66,28 @@ impl Stage {
 
     /// A server with these settings over the defaults.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
-        let database = Database::new();
+        Stage::on(Arc::new(Database::new()), settings).await
+    }
+
+    /// A server on this database.
+    pub async fn on(database: Arc<Database>, settings: &[(&str, &str)]) -> Self {
         let settings: Vec<_> = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let clock = Clock::manual(START);
         let app = open(&settings, &database, &clock).await;
         Stage { router: router(app.clone()), app, clock, settings, database }
+    }
+
+    /// One more instance on the same database; it has the same clock.
+    #[allow(dead_code)] // For `../api_postgres`.
+    pub async fn another(&self) -> Self {
+        let app = open(&self.settings, &self.database, &self.clock).await;
+        Stage { router: router(app.clone()), app, clock: self.clock.clone(), settings: self.settings.clone(), database: self.database.clone() }
+    }
+
+    /// The same browser, calling here.
+    #[allow(dead_code)] // For `../api_postgres`.
+    pub fn browser_of(&self, actor: &Actor) -> Actor {
+        Actor { router: self.router.clone(), ..actor.clone() }
     }
 
     /// Stops the server as SIGTERM would, and starts it again on the same database.
