@@ -237,7 +237,7 @@ impl Reader<'_> {
         let database_url = match (database_url?, pool_size?) {
             (db::Url::Postgres(server), connections) => {
                 warnings.extend(server.warning());
-                db::Url::Postgres(server.with_connections(connections))
+                db::Url::Postgres(Box::new(server.with_connections(connections)))
             }
             (file, _) => file,
         };

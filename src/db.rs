@@ -261,7 +261,7 @@ pub enum Url {
     /// A file of the embedded SQLite.
     Sqlite(PathBuf),
     /// A Postgres server, which several instances may share.
-    Postgres(Server),
+    Postgres(Box<Server>),
 }
 
 impl Url {

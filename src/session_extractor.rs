@@ -58,9 +58,9 @@ async fn check(app: &App, parts: &mut axum::http::request::Parts) -> Result<Sess
                 Some(refusal) => return Err(refusal.into()),
                 // Another process has seen it since: it is read again.
                 None => {
-                met = app.db.live().meet(&token, now, passive);
-                continue;
-            }
+                    met = app.db.live().meet(&token, now, passive);
+                    continue;
+                }
             },
             Met::Unknown(ticket) => ticket,
         };

@@ -94,7 +94,7 @@ pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
 pub(super) fn database_url(text: &str) -> Result<db::Url, String> {
     // The value is not echoed: the URL of a database may hold a password.
     if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-        return db::Server::parse(text).map(db::Url::Postgres);
+        return db::Server::parse(text).map(|server| db::Url::Postgres(Box::new(server)));
     }
     let wrong = || "must be sqlite:PATH, such as sqlite:data/holdfast.db, or postgres://USER:PASSWORD@HOST/DATABASE".to_string();
     let rest = text.strip_prefix("sqlite:").ok_or_else(wrong)?;

@@ -134,7 +134,8 @@ impl Table {
         let mut rows = select.query([]).map_err(file_fault)?;
         let mut sum = Sum::default();
         while let Some(row) = rows.next().map_err(file_fault)? {
-            let cells: Vec<Arg<'_>> = self.types.iter().enumerate().map(|(i, kind)| cell(kind, row.get_ref(i).map_err(file_fault)?)).collect::<Result<_, _>>()?;
+            let cells: Vec<Arg<'_>> =
+                self.types.iter().enumerate().map(|(i, kind)| cell(kind, row.get_ref(i).map_err(file_fault)?)).collect::<Result<_, _>>()?;
             sum.add(&cells);
             let cells: Vec<&(dyn ToSql + Sync)> = cells.iter().map(|cell| cell as &(dyn ToSql + Sync)).collect();
             writer.as_mut().write(&cells).await.map_err(postgres::fault)?;
@@ -234,7 +235,7 @@ impl Sum {
     }
 
     fn tell(&self, tick: &mut impl FnMut(u64)) {
-        if self.rows % BATCH == 0 {
+        if self.rows.is_multiple_of(BATCH) {
             tick(BATCH);
         }
     }

@@ -829,7 +829,6 @@ async fn answers_of_the_check_are_never_mixed_up() {
     }
 }
 
-
 // Writes of others.
 
 fn blob(id: &str) -> String {

@@ -30,7 +30,8 @@ pub(super) enum Trust {
     Verified(Option<PathBuf>),
 }
 
-const ALLOWED: &str = "postgres://user:password@host:port/database, with ?sslmode=disable, require or verify-full (the default unless the host is this machine)";
+const ALLOWED: &str =
+    "postgres://user:password@host:port/database, with ?sslmode=disable, require or verify-full (the default unless the host is this machine)";
 
 impl Server {
     /// Reads the URL. What is wrong is told without repeating it: it may hold a password.
@@ -109,13 +110,19 @@ fn hosts_are_here(config: &Config) -> bool {
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ports = self.config.get_ports();
-        let hosts: Vec<String> = self.config.get_hosts().iter().enumerate().map(|(i, host)| {
-            let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);
-            match host {
-                Host::Tcp(name) => format!("{name}:{port}"),
-                Host::Unix(folder) => folder.display().to_string(),
-            }
-        }).collect();
+        let hosts: Vec<String> = self
+            .config
+            .get_hosts()
+            .iter()
+            .enumerate()
+            .map(|(i, host)| {
+                let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);
+                match host {
+                    Host::Tcp(name) => format!("{name}:{port}"),
+                    Host::Unix(folder) => folder.display().to_string(),
+                }
+            })
+            .collect();
         write!(f, "postgres://{}/{}", hosts.join(","), self.config.get_dbname().unwrap_or(""))
     }
 }
