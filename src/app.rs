@@ -6,6 +6,8 @@ use std::sync::{Arc, OnceLock};
 
 use axum::body::Bytes;
 
+use uuid::Uuid;
+
 use crate::chance::Chance;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -30,6 +32,8 @@ pub struct Parts {
     pub hasher: Hasher,
     /// The cookies of this transport.
     pub cookies: Cookies,
+    /// Which of the instances on this database it is.
+    pub instance: Uuid,
     /// No new connections are taken, and what runs is being finished.
     pub draining: AtomicBool,
     /// One write-back of last-active at a time.
@@ -56,7 +60,8 @@ impl App {
     /// # Errors
     /// The database cannot be used; the text says why in one line.
     pub async fn open(config: Config, clock: Clock, chance: Chance) -> Result<App, Fault> {
-        let live = LiveSessions::new(LiveSessions::CAPACITY);
+        let table = if config.database_url.is_shared() { LiveSessions::shared } else { LiveSessions::new };
+        let live = table(LiveSessions::CAPACITY);
         let db = Db::open(&config.database_url, clock.clone(), chance.clone(), live).await?;
         let hasher = Hasher::start(&config, &chance)?;
         Ok(App(Arc::new(Parts {
@@ -65,6 +70,7 @@ impl App {
             clock,
             db,
             hasher,
+            instance: Uuid::from_bytes(chance.bytes()),
             draining: AtomicBool::new(false),
             write_back_turn: tokio::sync::Mutex::new(()),
             contract: OnceLock::new(),

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::db::{Arg, Db, Fault};
 use crate::device_sessions::settle_chunk;
 use crate::id::SessionId;
+use crate::lease;
 use crate::live_sessions::Unwritten;
 use crate::purge::purge;
 use crate::secret::TokenHash;
@@ -23,6 +24,8 @@ use crate::session_security::write_back_allowance;
 /// What another process writes counts here within this time; the contract allows a second.
 const LOOK: Duration = Duration::from_millis(200);
 const PURGE: Duration = Duration::from_secs(60);
+/// How long after its last purge an instance is still taken to be the one that purges.
+pub const PURGE_LEASE: Duration = Duration::from_secs(90);
 /// How long a request waits for its last-active to be written.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// A correction of the clock that is smaller than this is drift, and revives nothing worth a look at every session.
@@ -37,7 +40,7 @@ pub fn start(app: &App) -> JoinSet<()> {
     tasks.spawn(every(LOOK, app.clone(), "watch of the database", |app| async move { app.db.tend().await }));
     let seen = Arc::new(AtomicI64::new(app.clock.now().0));
     tasks.spawn(every(LOOK, app.clone(), "watch of the clock", move |app| watch_clock(app, seen.clone())));
-    tasks.spawn(every(PURGE, app.clone(), "purge", |app| async move { purge(&app.db, &app.config, app.clock.now(), |_, _| {}).await.map(|_| ()) }));
+    tasks.spawn(every(PURGE, app.clone(), "purge", |app| async move { purge_for_all(&app).await.map(|_| ()) }));
     tasks
 }
 
@@ -60,6 +63,15 @@ where
         }
         in_trouble = !in_trouble;
     }
+}
+
+/// Purges, if it is this instance that does; says whether it is.
+pub async fn purge_for_all(app: &App) -> Result<bool, Fault> {
+    let is_ours = lease::take(&app.db, "purge", app.instance, PURGE_LEASE).await?;
+    if is_ours {
+        purge(&app.db, &app.config, app.clock.now(), |_, _| {}).await?;
+    }
+    Ok(is_ours)
 }
 
 /// When the clock has stepped back, marks as ended what was dead before the step: it revives nothing. Read at each look, and

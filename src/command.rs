@@ -4,6 +4,7 @@
 //! standard input or a prompt, never from an argument, which every user of the machine could read. Tables are for people,
 //! `--json` is for scripts. Exit codes: 0 done, 1 refused or failed, 2 wrong usage or settings.
 
+mod migrate_to;
 mod sessions;
 mod table;
 mod upkeep;
@@ -54,6 +55,11 @@ enum Command {
     Backup {
         /// The file to make
         file: PathBuf,
+    },
+    /// Carry a stopped SQLite database over to an empty Postgres database
+    MigrateTo {
+        /// postgres://user:password@host/database, or - to read that from standard input
+        url: String,
     },
     /// Check the settings and print those that count
     CheckConfig {
@@ -147,6 +153,7 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::CheckConfig { json } => upkeep::check_config(&config, &variables, json),
         Command::Backup { file } => upkeep::backup(&config, &file),
+        Command::MigrateTo { url } => runtime.block_on(migrate_to::migrate_to(&config, &url)),
         other => {
             log::start(config.log.min(tracing::level_filters::LevelFilter::WARN), config.log_format, To::Stderr);
             runtime.block_on(run_on_database(config, other))
@@ -160,14 +167,13 @@ async fn run_on_database(config: Config, command: Command) -> Result<(), Failure
         Command::User(command) => user::run(&app, command).await,
         Command::Sessions(command) => sessions::run(&app, command).await,
         Command::Purge { json } => upkeep::purge(&app, json).await,
-        Command::Serve | Command::Backup { .. } | Command::CheckConfig { .. } => Ok(()),
+        Command::Serve | Command::Backup { .. } | Command::MigrateTo { .. } | Command::CheckConfig { .. } => Ok(()),
     }
 }
 
 async fn open(config: Config) -> Result<App, Failure> {
-    let crate::db::Url::Sqlite(path) = &config.database_url;
-    let path = path.display().to_string();
-    App::open(config, Clock::System, Chance::System).await.map_err(|fault| Failure::Failed(format!("DATABASE_URL {path}: {fault}")))
+    let place = config.database_url.to_string();
+    App::open(config, Clock::System, Chance::System).await.map_err(|fault| Failure::Failed(format!("DATABASE_URL {place}: {fault}")))
 }
 
 async fn run_server(config: Config) -> Result<(), Failure> {

@@ -35,7 +35,8 @@ settings! {
     "PUBLIC_URL" = "http://localhost:8300", "The origin that browsers see. https turns on Secure, __Host- cookies.";
     "BASE_PATH" = "", "Prefix of all routes, such as /auth, where the host is shared with an application.";
     "ALLOW_INSECURE_HTTP" = "false", "true accepts an http PUBLIC_URL that is not loopback: cookies then travel in clear.";
-    "DATABASE_URL" = "sqlite:data/holdfast.db", "The database; folder and file are made, readable by this user only.";
+    "DATABASE_URL" = "sqlite:data/holdfast.db", "The database: a file, made for this user only, or postgres://user:password@host/database.";
+    "DATABASE_POOL_SIZE" = "16", "Connections of this instance to Postgres.";
     "ALLOWED_ORIGINS" = "", "Origins of other front ends that may call, comma-separated: https://app.example.com.";
     "TRUSTED_PROXIES" = "auto", "Proxies whose X-Forwarded-For counts, as CIDRs; auto: loopback if PUBLIC_URL is, else none.";
     "CLEAR_SITE_DATA" = "", "What browsers forget at logout: cache, cookies, storage, executionContexts, comma-separated.";
@@ -207,6 +208,7 @@ impl Reader<'_> {
         let base_path = self.parse("BASE_PATH", base_path);
         let insecure = self.parse("ALLOW_INSECURE_HTTP", yes_or_no);
         let database_url = self.parse("DATABASE_URL", database_url);
+        let pool_size = self.parse("DATABASE_POOL_SIZE", |text| number(text, db::FEWEST_CONNECTIONS, 1000));
         let allowed_origins = self.parse("ALLOWED_ORIGINS", |text| list(text, origin));
         let proxies = self.parse("TRUSTED_PROXIES", proxies);
         let clear_site_data = self.parse("CLEAR_SITE_DATA", clear_site_data);
@@ -232,6 +234,13 @@ impl Reader<'_> {
         }
         let (public_url, allowed_origins) = (public_url?, allowed_origins?);
         warn_of_other_sites(&public_url, &allowed_origins, &mut warnings);
+        let database_url = match (database_url?, pool_size?) {
+            (db::Url::Postgres(server), connections) => {
+                warnings.extend(server.warning());
+                db::Url::Postgres(Box::new(server.with_connections(connections)))
+            }
+            (file, _) => file,
+        };
         let (memory, iterations) = (argon2_memory_kib?, argon2_iterations?);
         if memory * iterations < 19_456 * 2 {
             warnings.push(format!("ARGON2_MEMORY_KIB={memory} and ARGON2_ITERATIONS={iterations} are weaker than OWASP's minimum of 19456 and 2"));
@@ -241,7 +250,7 @@ impl Reader<'_> {
             trusted_proxies: proxies?.unwrap_or_else(|| if public_url.loopback { loopback_nets() } else { Vec::new() }),
             public_url,
             base_path: base_path?,
-            database_url: database_url?,
+            database_url,
             allowed_origins,
             clear_site_data: clear_site_data?,
             timeouts: Timeouts { idle: idle?, absolute: absolute? },
@@ -352,6 +361,9 @@ mod tests {
             ("BASE_PATH", "/.."),
             ("DATABASE_URL", "mysql://x"),
             ("DATABASE_URL", "sqlite:"),
+            ("DATABASE_URL", "postgres://"),
+            ("DATABASE_URL", "postgres://db/x?sslmode=maybe"),
+            ("DATABASE_POOL_SIZE", "3"),
             ("LISTEN_ADDR", "8300"),
             ("LISTEN_ADDR", "::1:8300"),
             ("LISTEN_ADDR", "localhost:99999"),
@@ -394,6 +406,9 @@ mod tests {
     #[test]
     fn secrets_are_not_echoed() {
         assert!(!fault_of("DATABASE_URL", "mysql://root:hunter2@db/x").expect("wrong").contains("hunter2"));
+        assert!(!fault_of("DATABASE_URL", "postgres://root:hunter2@db/x?sslmode=maybe").expect("wrong").contains("hunter2"));
+        let right = read(&[("DATABASE_URL", "postgres://root:hunter2@db/x")]).expect("right");
+        assert!(!format!("{right:?}").contains("hunter2"));
     }
 
     #[test]

@@ -19,10 +19,13 @@
 //! - The closure is `Fn` and touches nothing but `tx`: a driver may run it again. No hashing, mail or HTTP inside.
 
 mod backup;
+mod carry;
 pub mod migrate;
+mod postgres;
 mod sqlite;
 mod value;
 
+use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,11 +35,14 @@ use uuid::Uuid;
 
 use crate::chance::Chance;
 use crate::clock::{Clock, Timestamp};
+use crate::device_sessions::{Known, look_up};
 use crate::id::Mint;
 use crate::live_sessions::LiveSessions;
 use crate::secret::TokenHash;
 
 pub use backup::backup;
+pub use carry::{Carried, carry};
+pub use postgres::{FEWEST_CONNECTIONS, Server};
 pub use value::{Arg, Args, Col, FromRow, Row};
 
 /// What went wrong below the seam. Its text is for the log, never for a client.
@@ -46,6 +52,16 @@ pub struct Fault {
     /// What a caller can do about it.
     pub kind: Kind,
     text: String,
+    rerun: Option<Rerun>,
+}
+
+/// Why a transaction that came to nothing may be run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rerun {
+    /// It met another one, and one of them had to give way.
+    Conflict,
+    /// Its connection was lost before COMMIT was sent.
+    Lost,
 }
 
 /// How a fault is to be taken.
@@ -60,12 +76,17 @@ pub enum Kind {
 impl Fault {
     /// A fault that waiting may cure.
     pub fn unavailable(text: impl Into<String>) -> Self {
-        Fault { kind: Kind::Unavailable, text: text.into() }
+        Fault { kind: Kind::Unavailable, text: text.into(), rerun: None }
     }
 
     /// A fault that only a new version cures.
     pub fn broken(text: impl Into<String>) -> Self {
-        Fault { kind: Kind::Broken, text: text.into() }
+        Fault { kind: Kind::Broken, text: text.into(), rerun: None }
+    }
+
+    /// The same, of a transaction that may be run again.
+    fn again(self, why: Rerun) -> Self {
+        Fault { rerun: Some(why), ..self }
     }
 }
 
@@ -80,6 +101,8 @@ enum Mode {
     Write,
     /// Serializable, but a power cut may take the newest of them back: for what is only ever early when lost.
     Relaxed,
+    /// A change of the schema, one at a time among all that start at once.
+    Migrate,
 }
 
 /// One connection with at most one open transaction. Private to `db/`.
@@ -92,7 +115,6 @@ trait Driver: Send {
     fn commit(&mut self) -> Result<(), Fault>;
     fn rollback(&mut self);
     fn has_table(&mut self, name: &str) -> Result<bool, Fault>;
-    fn tend(&mut self, log_is_large: bool) -> Result<(), Fault>;
 }
 
 type AfterCommit = Box<dyn FnOnce() + Send>;
@@ -214,8 +236,25 @@ struct Setting {
 /// The database. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub struct Db {
-    store: Arc<sqlite::Sqlite>,
+    store: Store,
     setting: Arc<Setting>,
+}
+
+#[derive(Clone)]
+enum Store {
+    Sqlite(Arc<sqlite::Sqlite>),
+    Postgres(Arc<postgres::Postgres>),
+}
+
+impl Store {
+    /// Lends a connection for the `attempt`-th try of a transaction, counted from 1.
+    async fn lend(&self, mode: Mode, attempt: u32) -> Result<Box<dyn Driver>, Fault> {
+        match (self, mode) {
+            (Store::Sqlite(file), Mode::Read | Mode::Glance) => file.lend_reader().await,
+            (Store::Sqlite(file), Mode::Write | Mode::Relaxed | Mode::Migrate) => file.lend_writer().await,
+            (Store::Postgres(server), _) => server.lend(mode, attempt).await,
+        }
+    }
 }
 
 /// Where the database is.
@@ -223,6 +262,25 @@ pub struct Db {
 pub enum Url {
     /// A file of the embedded SQLite.
     Sqlite(PathBuf),
+    /// A Postgres server, which several instances may share.
+    Postgres(Box<Server>),
+}
+
+impl Url {
+    /// Whether other instances may write there unseen, so that memory alone can say yes to nobody.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Url::Postgres(_))
+    }
+}
+
+/// For people; without the password.
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Url::Sqlite(path) => path.display().fmt(f),
+            Url::Postgres(server) => server.fmt(f),
+        }
+    }
 }
 
 impl Db {
@@ -231,10 +289,12 @@ impl Db {
     /// # Errors
     /// One line that says what is wrong with the file: missing rights, foreign, newer than this program, damaged.
     pub async fn open(url: &Url, clock: Clock, chance: Chance, live: LiveSessions) -> Result<Db, Fault> {
-        let Url::Sqlite(path) = url;
-        let store = sqlite::Sqlite::open(path, live.clone())?;
+        let store = match url {
+            Url::Sqlite(path) => Store::Sqlite(Arc::new(sqlite::Sqlite::open(path, live.clone())?)),
+            Url::Postgres(server) => Store::Postgres(Arc::new(postgres::Postgres::open(server).await?)),
+        };
         let setting = Setting { clock, chance, mint: Mint::default(), live };
-        let db = Db { store: Arc::new(store), setting: Arc::new(setting) };
+        let db = Db { store, setting: Arc::new(setting) };
         migrate::run(&db).await?;
         Ok(db)
     }
@@ -256,7 +316,7 @@ impl Db {
         T: Send + 'static,
         E: From<Fault> + Send + 'static,
     {
-        self.on_blocking_thread(Mode::Read, f).await
+        self.transact(Mode::Read, f).await
     }
 
     /// Reads a few rows by key, each statement on a snapshot of its own. SQLite answers on the calling thread: for such a
@@ -267,9 +327,21 @@ impl Db {
         T: Send + 'static,
         E: From<Fault> + Send + 'static,
     {
-        match self.store.lend_at_once()? {
-            Some(driver) => self.transact(driver, Mode::Glance, &f),
+        let Store::Sqlite(file) = &self.store else { return self.read(f).await };
+        match file.lend_at_once()? {
+            Some(driver) => self.attempt(driver, Mode::Glance, &f).0,
             None => self.read(f).await,
+        }
+    }
+
+    /// Looks a token up, as every request with a cookie needs it: each driver as fast as it can.
+    pub async fn session(&self, token: &TokenHash) -> Result<Known, Fault> {
+        match &self.store {
+            Store::Sqlite(_) => {
+                let token = *token;
+                self.glance(move |tx| look_up(tx, &token)).await
+            }
+            Store::Postgres(server) => server.session(token).await,
         }
     }
 
@@ -280,7 +352,15 @@ impl Db {
         T: Send + 'static,
         E: From<Fault> + Send + 'static,
     {
-        self.on_blocking_thread(Mode::Write, f).await
+        self.transact(Mode::Write, f).await
+    }
+
+    /// Changes the schema.
+    async fn migrate<F>(&self, f: F) -> Result<(), Fault>
+    where
+        F: Fn(&mut Tx) -> Result<(), Fault> + Send + 'static,
+    {
+        self.transact(Mode::Migrate, f).await
     }
 
     /// Writes what may be lost in a power cut because losing it is safe.
@@ -290,22 +370,19 @@ impl Db {
         T: Send + 'static,
         E: From<Fault> + Send + 'static,
     {
-        self.on_blocking_thread(Mode::Relaxed, f).await
+        self.transact(Mode::Relaxed, f).await
     }
 
-    /// Looks after the file: notices what other processes wrote, keeps the write-ahead log small. Call it often.
+    /// Looks after the database: whether it can be used; of a file, what other processes wrote, and that its log stays small.
+    /// Call it often.
     ///
     /// When the look fails, or does not come to its end in time, nobody knows what others have written: then memory is not
     /// trusted either, and every session is read again before it counts.
     pub async fn tend(&self) -> Result<(), Fault> {
-        let store = self.store.clone();
-        let look = async {
-            let file = store.clone();
-            blocking(move || file.look_at_file()).await?;
-            let writer = store.lend_writer().await;
-            blocking(move || store.tend(writer)).await
+        let done = match &self.store {
+            Store::Sqlite(file) => tokio::time::timeout(LOOK_TAKES, tend_file(file)).await.unwrap_or_else(|_| Err(Fault::unavailable("the writer is busy"))),
+            Store::Postgres(server) => server.tend().await,
         };
-        let done = tokio::time::timeout(LOOK_TAKES, look).await.unwrap_or_else(|_| Err(Fault::unavailable("the writer is busy")));
         if done.is_err() {
             self.live().distrust();
         }
@@ -314,45 +391,83 @@ impl Db {
 
     /// Whether the last look found the database fit for writing. Costs nothing, so strangers may ask.
     pub fn is_usable(&self) -> bool {
-        self.store.is_usable()
+        match &self.store {
+            Store::Sqlite(file) => file.is_usable(),
+            Store::Postgres(server) => server.is_usable(),
+        }
     }
 
-    async fn on_blocking_thread<T, E, F>(&self, mode: Mode, f: F) -> Result<T, E>
+    /// Runs a transaction on a thread that may block, and again when it came to nothing through no fault of its own.
+    async fn transact<T, E, F>(&self, mode: Mode, mut f: F) -> Result<T, E>
     where
         F: Fn(&mut Tx) -> Result<T, E> + Send + 'static,
         T: Send + 'static,
         E: From<Fault> + Send + 'static,
     {
-        // The connection is fetched before the thread is taken, so that waiting for one blocks no thread.
-        let driver: Box<dyn Driver> = match mode {
-            Mode::Read | Mode::Glance => self.store.lend_reader().await?,
-            Mode::Write | Mode::Relaxed => self.store.lend_writer().await?,
-        };
-        let (db, span) = (self.clone(), tracing::Span::current());
-        blocking(move || span.in_scope(|| db.transact(driver, mode, &f))).await
+        for attempt in 1..=ATTEMPTS {
+            // The connection is fetched before the thread is taken, so that waiting for one blocks no thread.
+            let driver = self.store.lend(mode, attempt).await?;
+            let (db, span) = (self.clone(), tracing::Span::current());
+            let (out, rerun) = blocking(move || {
+                let (out, rerun) = span.in_scope(|| db.attempt(driver, mode, &f));
+                Ok::<_, E>(((out, f), rerun))
+            })
+            .await?;
+            match rerun {
+                Some(Rerun::Conflict) if attempt < ATTEMPTS => self.step_aside(attempt).await,
+                // Whoever loses the third connection has lost the database.
+                Some(Rerun::Lost) if attempt < 3 => {}
+                _ => return out.0,
+            }
+            f = out.1;
+        }
+        Err(Fault::unavailable("too many others write the same").into())
     }
 
-    fn transact<T, E: From<Fault>>(&self, mut driver: Box<dyn Driver>, mode: Mode, f: &impl Fn(&mut Tx) -> Result<T, E>) -> Result<T, E> {
-        driver.begin(mode)?;
+    /// Waits a little, each time for longer, and not as long as the others do.
+    async fn step_aside(&self, attempt: u32) {
+        let longest = 300 << attempt.min(6);
+        let chance = u64::from_be_bytes(self.setting.chance.bytes());
+        tokio::time::sleep(Duration::from_micros(chance % longest)).await;
+    }
+
+    /// Runs a transaction once. Says why it may be run again, where it came to nothing.
+    fn attempt<T, E: From<Fault>>(&self, mut driver: Box<dyn Driver>, mode: Mode, f: &impl Fn(&mut Tx) -> Result<T, E>) -> (Result<T, E>, Option<Rerun>) {
+        let failed = |fault: Fault| {
+            let rerun = fault.rerun;
+            (Err(fault.into()), rerun)
+        };
+        if let Err(fault) = driver.begin(mode) {
+            return failed(fault);
+        }
         // Now is read after BEGIN: whoever waited for the writer is dated by its turn, not by its arrival.
         let mut tx = Tx { driver, now: self.setting.clock.now(), setting: self.setting.clone(), dead: Vec::new(), after: Vec::new(), broken: None };
         let out = f(&mut tx);
         if let Some(fault) = tx.broken.take() {
             tx.driver.rollback();
-            return Err(fault.into());
+            return failed(fault);
         }
         if out.is_err() {
             tx.driver.rollback();
-            return out;
+            return (out, None);
         }
         let Tx { mut driver, dead, after, .. } = tx;
-        driver.commit()?;
+        if let Err(fault) = driver.commit() {
+            return failed(fault);
+        }
         dead.iter().for_each(|token| self.setting.live.forget(token));
         // The next one may have its turn; what follows only tells.
         drop(driver);
         after.into_iter().for_each(|deed| deed());
-        out
+        (out, None)
     }
+}
+
+async fn tend_file(file: &Arc<sqlite::Sqlite>) -> Result<(), Fault> {
+    let own = file.clone();
+    blocking(move || own.look_at_file()).await?;
+    let (own, writer) = (file.clone(), file.turn_to_tend().await);
+    blocking(move || own.tend(writer)).await
 }
 
 /// Runs `f` on a thread that may block, and waits for it.
@@ -370,6 +485,8 @@ where
     }
 }
 
+/// How often a transaction is run before its caller is told to come again: the last of these waits are 20 ms.
+const ATTEMPTS: u32 = 20;
 /// How long a look at the file may take before it counts as failed.
 const LOOK_TAKES: Duration = Duration::from_millis(500);
 /// How long a chunk of background work may hold the writer.

@@ -9,7 +9,7 @@
 //!   type is the permission.
 //! - [`account`]: sign-up, sign-in, sign-out, password change, one's own account; [`factor`]: passwords and the threads that
 //!   hash them; [`forward_auth`]: the question of reverse proxies; [`admin`]: the administrator's view.
-//! - [`event`]: everything that can happen, and the one way to say that it did.
+//! - [`event`]: everything that can happen, and the one way to say that it did; [`lease`]: work that one instance does for all.
 //! - [`client`]: who calls; [`cookie`], [`cross_site`], [`form`]: what browsers send, read strictly; [`error`]: the two kinds of
 //!   "no"; [`health`], [`openapi`]: for operators and machines; [`command`]: the command line; [`log`]: where lines go.
 //! - [`db`]: the seam to the database; [`clock`], [`chance`], [`id`], [`secret`]: now, randomness, typed ids, tokens and their
@@ -38,6 +38,7 @@ pub mod forward_auth;
 pub mod guard;
 pub mod health;
 pub mod id;
+pub mod lease;
 pub mod live_sessions;
 pub mod log;
 pub mod middleware;

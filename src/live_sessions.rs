@@ -11,6 +11,9 @@
 //! - **Other processes.** When somebody else wrote the database, [`LiveSessions::distrust`] makes every entry count as
 //!   missing until it was read again; its last-active stays.
 //!
+//! Where several instances share a database, no memory can know what another one has ended: there every request reads its
+//! row, and only last-active is kept here ([`LiveSessions::shared`]).
+//!
 //! Last-active rises here with every request and is written back in batches when the stored one lags too far. An entry whose
 //! last-active is not yet stored is never dropped to make room. Strangers cannot grow this table: only a token that the
 //! database knows as live gets in.
@@ -116,6 +119,8 @@ struct Table {
     shard_capacity: usize,
     /// Moves on when another process has written: entries of an older trust are read again before they count.
     trust: AtomicU64,
+    /// Other instances write the same database: an entry counts only for a request that has read its row.
+    shared: bool,
 }
 
 #[derive(Default)]
@@ -199,16 +204,35 @@ impl LiveSessions {
 
     /// Makes an empty table for about `capacity` sessions.
     pub fn new(capacity: usize) -> Self {
+        LiveSessions::make(capacity, false)
+    }
+
+    /// Makes an empty table beside a database that other instances write too. It answers nobody by itself: every request
+    /// reads its row, and only last-active is kept here until it is written back.
+    pub fn shared(capacity: usize) -> Self {
+        LiveSessions::make(capacity, true)
+    }
+
+    fn make(capacity: usize, shared: bool) -> Self {
         let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
-        LiveSessions(Arc::new(Table { shards, shard_capacity: capacity.div_ceil(SHARDS), trust: AtomicU64::new(0) }))
+        LiveSessions(Arc::new(Table { shards, shard_capacity: capacity.div_ceil(SHARDS), trust: AtomicU64::new(0), shared }))
     }
 
     /// Looks a token up, judges its session, and counts the request as activity unless it is passive.
     pub fn meet(&self, token: &TokenHash, now: Timestamp, passive: bool) -> Met {
+        if self.0.shared {
+            // Nothing hangs on the epoch or the trust here: no later request builds on what this one reads.
+            return Met::Unknown(Ticket { epoch: 0, trust: 0 });
+        }
+        self.meet_admitted(token, now, passive)
+    }
+
+    /// The same for a request that has just read the row and had it [admitted](Self::admit).
+    pub fn meet_admitted(&self, token: &TokenHash, now: Timestamp, passive: bool) -> Met {
         let trust = self.0.trust.load(Ordering::Acquire);
         let shard = self.read(token);
         let entry = match shard.entries.get(token) {
-            Some(entry) if entry.trust == trust => entry,
+            Some(entry) if entry.trust == trust || self.0.shared => entry,
             _ => return Met::Unknown(Ticket { epoch: shard.epoch, trust }),
         };
         let verdict = judge(&entry.session.limits, Timestamp(entry.last_active.load(Ordering::Relaxed)), now);
@@ -232,7 +256,7 @@ impl LiveSessions {
     pub fn admit(&self, ticket: Ticket, session: LiveSession, stored: Timestamp) -> bool {
         let token = session.token;
         let mut shard = self.write(&token);
-        if shard.epoch != ticket.epoch {
+        if shard.epoch != ticket.epoch && !self.0.shared {
             return false;
         }
         let session = Arc::new(session);

@@ -1,7 +1,7 @@
 //! The check: cookie → SHA-256 → live session → verdict → [`Session`] in the request's extensions.
 //!
 //! Every request to a route that needs a session passes here, and nothing else lets one in. In the common case it is one
-//! look into memory. A token that is not there is read from the database; a session past a deadline is ended in the
+//! look into memory; where instances share a database, one read of the row. A token that is not in memory is read from the database; a session past a deadline is ended in the
 //! database before the answer, so that no step of the clock revives it; an error anywhere is a no.
 //!
 //! What an attacker tries: a copied cookie after its end, a forged or cut one, two at once, a flood of garbage (which
@@ -87,13 +87,15 @@ async fn ask_database(app: &App, parts: &mut Parts, asked: Asked, first: Met) ->
             },
             Met::Unknown(ticket) => ticket,
         };
-        match app.db.glance(move |tx| device_sessions::look_up(tx, &token)).await? {
-            // Something else ended while the row was being read: then it is read again.
+        match app.db.session(&token).await? {
             Known::Open(session, last_active) => {
-                if !app.db.live().admit(ticket, *session, last_active) {
+                met = if app.db.live().admit(ticket, *session, last_active) {
+                    app.db.live().meet_admitted(&token, at, asked.passive)
+                } else {
+                    // Something else ended while the row was being read: then it is read again.
                     tokio::task::yield_now().await;
-                }
-                met = asked.meet(app);
+                    asked.meet(app)
+                };
             }
             Known::Ended(reason) => {
                 app.db.live().forget(&token);

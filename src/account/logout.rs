@@ -36,7 +36,7 @@ pub async fn log_out(State(app): State<App>, client: Client, headers: HeaderMap,
 /// Ends the session of a token, and answers as a logout does.
 pub async fn end_current(app: &App, token: TokenHash, client: Client) -> Result<Response, Error> {
     // A dead or invented token costs a read, not a turn at the writer.
-    let known = app.db.glance(move |tx| device_sessions::look_up(tx, &token)).await?;
+    let known = app.db.session(&token).await?;
     let scene = client.scene().await?;
     let ended = match known {
         Known::Open(..) | Known::Rotated(_) => {

@@ -12,7 +12,7 @@ use crate::config::{Config, SETTINGS, Variables};
 use crate::db::{self, Url};
 
 /// A bar that shows itself on a terminal only, and only when there is something to wait for.
-fn quiet(bar: ProgressBar) -> ProgressBar {
+pub(super) fn quiet(bar: ProgressBar) -> ProgressBar {
     bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(4));
     bar.enable_steady_tick(Duration::from_millis(250));
     bar
@@ -34,7 +34,9 @@ pub(super) async fn purge(app: &App, json: bool) -> Result<(), Failure> {
 }
 
 pub(super) fn backup(config: &Config, file: &Path) -> Result<(), Failure> {
-    let Url::Sqlite(path) = &config.database_url;
+    let Url::Sqlite(path) = &config.database_url else {
+        return Err(Failure::Failed("backup copies a database file; for a server's database use its own tool: pg_dump --format=custom".into()));
+    };
     let bar = quiet(ProgressBar::new(0));
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent}% {eta}") {
         bar.set_style(style);
@@ -54,7 +56,10 @@ pub(super) fn check_config(config: &Config, variables: &Variables, json: bool) -
     for warning in &config.warnings {
         eprintln!("warning: {warning}");
     }
+    // A URL may hold a password; where it leads is what one wants to know.
+    let place = config.database_url.to_string();
     let rows = SETTINGS.iter().map(|setting| match variables.get(setting.name) {
+        Some(_) if setting.name == "DATABASE_URL" && config.database_url.is_shared() => (setting.name, place.as_str(), "set"),
         Some(value) => (setting.name, value, "set"),
         None => (setting.name, setting.default, "default"),
     });

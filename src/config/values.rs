@@ -93,7 +93,10 @@ pub(super) fn yes_or_no(text: &str) -> Result<bool, String> {
 
 pub(super) fn database_url(text: &str) -> Result<db::Url, String> {
     // The value is not echoed: the URL of a database may hold a password.
-    let wrong = || "must be sqlite:PATH, such as sqlite:data/holdfast.db".to_string();
+    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+        return db::Server::parse(text).map(|server| db::Url::Postgres(Box::new(server)));
+    }
+    let wrong = || "must be sqlite:PATH, such as sqlite:data/holdfast.db, or postgres://USER:PASSWORD@HOST/DATABASE".to_string();
     let rest = text.strip_prefix("sqlite:").ok_or_else(wrong)?;
     let path = rest.strip_prefix("//").unwrap_or(rest);
     if path.is_empty() || path.contains(['?', '\0']) || path.starts_with("file:") || path == ":memory:" {

@@ -1,13 +1,16 @@
 //! Migrations: one portable set, run in order, each remembered with its whole text.
 //!
-//! The runner is a transaction like any other, so two programs that start together take turns and the second finds
-//! nothing left to do. A text that changed after it was applied, or a step that this program does not know (the
+//! Programs that start together take turns, and the second finds nothing left to do. A text that changed after it was applied, or a step that this program does not know (the
 //! database was written by a newer one), stops the start with one line: guessing would risk people's accounts.
 
 use super::{Db, Fault};
 
 /// Every step, in order. Append only: an applied text never changes.
-const STEPS: &[(&str, &str)] = &[("0001_sessions", include_str!("../../migrations/0001_sessions.sql"))];
+pub(super) const STEPS: &[(&str, &str)] =
+    &[("0001_sessions", include_str!("../../migrations/0001_sessions.sql")), ("0002_leases", include_str!("../../migrations/0002_leases.sql"))];
+
+/// Where the steps themselves are remembered.
+pub(super) const OWN_TABLE: &str = "CREATE TABLE IF NOT EXISTS migrations (name TEXT NOT NULL PRIMARY KEY, sql TEXT NOT NULL, applied_at BIGINT NOT NULL);";
 
 /// Applies what is missing.
 pub(super) async fn run(db: &Db) -> Result<(), Fault> {
@@ -15,8 +18,8 @@ pub(super) async fn run(db: &Db) -> Result<(), Fault> {
     if db.read(|tx| applied(tx).map(|done| done.len() == STEPS.len())).await? {
         return Ok(());
     }
-    db.write(|tx| {
-        tx.batch("CREATE TABLE IF NOT EXISTS migrations (name TEXT NOT NULL PRIMARY KEY, sql TEXT NOT NULL, applied_at BIGINT NOT NULL);")?;
+    db.migrate(|tx| {
+        tx.batch(OWN_TABLE)?;
         let done = applied(tx)?.len();
         for (name, sql) in &STEPS[done..] {
             tx.batch(sql)?;

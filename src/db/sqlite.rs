@@ -31,6 +31,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::value::Raw;
 use super::{Arg, Driver, Fault, Mode, Row};
 use crate::live_sessions::LiveSessions;
 
@@ -102,11 +103,11 @@ impl Sqlite {
     }
 
     pub(super) async fn lend_reader(&self) -> Result<Box<dyn Driver>, Fault> {
-        self.lend(&self.readers, &self.read_turn).await
+        Ok(Box::new(self.lend(&self.readers, &self.read_turn).await?))
     }
 
     pub(super) async fn lend_writer(&self) -> Result<Box<dyn Driver>, Fault> {
-        self.lend(&self.writer, &self.write_turn).await
+        Ok(Box::new(self.lend(&self.writer, &self.write_turn).await?))
     }
 
     /// Lends a reader that is free this instant, if there is one.
@@ -116,13 +117,18 @@ impl Sqlite {
         Ok(Some(Box::new(Conn { connection, open: false, relaxed: false, watch: self.watch.clone(), _turn: None })))
     }
 
-    async fn lend(&self, pool: &Pool<SqliteConnectionManager>, turn: &Arc<Semaphore>) -> Result<Box<dyn Driver>, Fault> {
+    async fn lend(&self, pool: &Pool<SqliteConnectionManager>, turn: &Arc<Semaphore>) -> Result<Conn, Fault> {
         let turn = tokio::time::timeout(BUSY, turn.clone().acquire_owned()).await;
         let turn = turn.map_err(|_| Fault::unavailable("too many are waiting for it"))?.map_err(|e| Fault::broken(e.to_string()))?;
         self.watch.check()?;
         // Whoever holds a turn finds a free connection, so this does not block.
         let connection = pool.get().map_err(pool_fault)?;
-        Ok(Box::new(Conn { connection, open: false, relaxed: false, watch: self.watch.clone(), _turn: Some(turn) }))
+        Ok(Conn { connection, open: false, relaxed: false, watch: self.watch.clone(), _turn: Some(turn) })
+    }
+
+    /// Takes the writer's turn for a look at the database.
+    pub(super) async fn turn_to_tend(&self) -> Result<Conn, Fault> {
+        self.lend(&self.writer, &self.write_turn).await
     }
 
     /// Looks whether the file is still the one that is open. Before a connection is asked for: none is lent while it is not.
@@ -132,7 +138,7 @@ impl Sqlite {
     }
 
     /// Takes a look: foreign writes, whether it can be written at all. Empties a log that has grown.
-    pub(super) fn tend(&self, writer: Result<Box<dyn Driver>, Fault>) -> Result<(), Fault> {
+    pub(super) fn tend(&self, writer: Result<Conn, Fault>) -> Result<(), Fault> {
         let wal = fs::metadata(with_suffix(&self.watch.path, "-wal")).map_or(0, |meta| meta.len());
         let done = writer.and_then(|mut writer| writer.tend(wal > WAL_LIMIT));
         self.watch.usable.store(done.is_ok(), Ordering::Relaxed);
@@ -287,7 +293,7 @@ fn set_up(connection: &mut Connection, Access { writes, busy, cache }: Access) -
 }
 
 // The order of the fields matters: the connection goes home before the turn does.
-struct Conn {
+pub(super) struct Conn {
     connection: PooledConnection<SqliteConnectionManager>,
     open: bool,
     /// The connection stands at `synchronous=NORMAL`.
@@ -299,6 +305,28 @@ struct Conn {
 impl Conn {
     fn execute(&self, sql: &'static str) -> Result<(), Fault> {
         self.connection.prepare_cached(sql).and_then(|mut st| st.execute([])).map(|_| ()).map_err(|e| self.failed(e))
+    }
+
+    /// Takes a turn at writing, and empties a log that has grown.
+    fn tend(&mut self, wal_is_large: bool) -> Result<(), Fault> {
+        // A turn at writing: it shows that one can be had, and what others have written. Only when a write has failed
+        // before does it write: that costs a sync.
+        self.begin(Mode::Write)?;
+        if self.watch.failing.load(Ordering::Relaxed) {
+            self.execute("UPDATE migrations SET applied_at = applied_at")?;
+            self.commit()?;
+            self.watch.failing.store(false, Ordering::Relaxed);
+        } else {
+            self.rollback();
+        }
+        if !wal_is_large {
+            return Ok(());
+        }
+        // A reader that stays long (a backup) must not stop the writer: then this does what it can, and is tried again.
+        self.connection.busy_timeout(Duration::from_millis(20)).map_err(fault)?;
+        let done = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        self.connection.busy_timeout(BUSY).map_err(fault)?;
+        done.map(|_| ()).map_err(fault)
     }
 
     /// Notes a failure that others should know of: the next writes will fail too.
@@ -361,7 +389,7 @@ impl Driver for Conn {
         let mut st = self.connection.prepare_cached(sql).map_err(fault)?;
         let mut rows = st.query(rusqlite::params_from_iter(args)).map_err(fault)?;
         while let Some(row) = rows.next().map_err(fault)? {
-            each(&Row(row))?;
+            each(&Row(Raw::Sqlite(row)))?;
         }
         Ok(())
     }
@@ -389,27 +417,6 @@ impl Driver for Conn {
 
     fn has_table(&mut self, name: &str) -> Result<bool, Fault> {
         self.connection.table_exists(None, name).map_err(fault)
-    }
-
-    fn tend(&mut self, wal_is_large: bool) -> Result<(), Fault> {
-        // A turn at writing: it shows that one can be had, and what others have written. Only when a write has failed
-        // before does it write: that costs a sync.
-        self.begin(Mode::Write)?;
-        if self.watch.failing.load(Ordering::Relaxed) {
-            self.execute("UPDATE migrations SET applied_at = applied_at")?;
-            self.commit()?;
-            self.watch.failing.store(false, Ordering::Relaxed);
-        } else {
-            self.rollback();
-        }
-        if !wal_is_large {
-            return Ok(());
-        }
-        // A reader that stays long (a backup) must not stop the writer: then this does what it can, and is tried again.
-        self.connection.busy_timeout(Duration::from_millis(20)).map_err(fault)?;
-        let done = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
-        self.connection.busy_timeout(BUSY).map_err(fault)?;
-        done.map(|_| ()).map_err(fault)
     }
 }
 

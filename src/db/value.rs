@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::postgres::{self, AnyBool, AnyInt, Bytes32};
 use super::{Fault, sqlite};
 use crate::clock::Timestamp;
 use crate::secret::TokenHash;
@@ -59,7 +60,13 @@ impl<'a> Args<'a> for Vec<Arg<'a>> {
 }
 
 /// One row of an answer, read by position.
-pub struct Row<'r>(pub(super) &'r rusqlite::Row<'r>);
+pub struct Row<'r>(pub(super) Raw<'r>);
+
+/// A row as its driver has it.
+pub(super) enum Raw<'r> {
+    Sqlite(&'r rusqlite::Row<'r>),
+    Postgres(&'r tokio_postgres::Row),
+}
 
 impl Row<'_> {
     /// Reads the column at `i`, counted from 0.
@@ -74,29 +81,34 @@ pub trait Col: Sized {
     fn read(row: &Row<'_>, i: usize) -> Result<Self, Fault>;
 }
 
-macro_rules! col { ($($t:ty, $raw:ty, |$x:ident| $e:expr;)*) => { $(
-    impl Col for $t {
-        fn read(row: &Row<'_>, i: usize) -> Result<Self, Fault> {
-            row.0.get::<_, $raw>(i).map(|$x| $e).map_err(sqlite::fault)
-        }
-    }
+// What SQLite has, and what Postgres has.
+macro_rules! col { ($($t:ty, |$x:ident: $sqlite:ty| $e:expr, |$y:ident: $postgres:ty| $g:expr;)*) => { $(
     impl Col for Option<$t> {
         fn read(row: &Row<'_>, i: usize) -> Result<Self, Fault> {
-            row.0.get::<_, Option<$raw>>(i).map(|o| o.map(|$x| $e)).map_err(sqlite::fault)
+            match &row.0 {
+                Raw::Sqlite(row) => row.get::<_, Option<$sqlite>>(i).map(|o| o.map(|$x| $e)).map_err(sqlite::fault),
+                Raw::Postgres(row) => row.try_get::<_, Option<$postgres>>(i).map(|o| o.map(|$y| $g)).map_err(postgres::fault),
+            }
+        }
+    }
+    impl Col for $t {
+        fn read(row: &Row<'_>, i: usize) -> Result<Self, Fault> {
+            Option::<$t>::read(row, i)?.ok_or_else(|| Fault::broken(format!("column {i} is NULL")))
         }
     }
 )* } }
 col! {
-    i64, i64, |x| x;
-    bool, i64, |x| x != 0;
-    Timestamp, i64, |x| Timestamp(x);
-    String, String, |x| x;
-    TokenHash, [u8; 32], |x| TokenHash(x);
-    Uuid, [u8; 16], |x| Uuid::from_bytes(x);
-    crate::id::UserId, [u8; 16], |x| crate::id::UserId(Uuid::from_bytes(x));
-    crate::id::SessionId, [u8; 16], |x| crate::id::SessionId(Uuid::from_bytes(x));
-    crate::id::EventId, [u8; 16], |x| crate::id::EventId(Uuid::from_bytes(x));
-    crate::id::LetterId, [u8; 16], |x| crate::id::LetterId(Uuid::from_bytes(x));
+    i64, |x: i64| x, |x: AnyInt| x.0;
+    bool, |x: i64| x != 0, |x: AnyBool| x.0;
+    Timestamp, |x: i64| Timestamp(x), |x: AnyInt| Timestamp(x.0);
+    String, |x: String| x, |x: String| x;
+    Vec<u8>, |x: Vec<u8>| x, |x: Vec<u8>| x;
+    TokenHash, |x: [u8; 32]| TokenHash(x), |x: Bytes32| TokenHash(x.0);
+    Uuid, |x: [u8; 16]| Uuid::from_bytes(x), |x: Uuid| x;
+    crate::id::UserId, |x: [u8; 16]| crate::id::UserId(Uuid::from_bytes(x)), |x: Uuid| crate::id::UserId(x);
+    crate::id::SessionId, |x: [u8; 16]| crate::id::SessionId(Uuid::from_bytes(x)), |x: Uuid| crate::id::SessionId(x);
+    crate::id::EventId, |x: [u8; 16]| crate::id::EventId(Uuid::from_bytes(x)), |x: Uuid| crate::id::EventId(x);
+    crate::id::LetterId, |x: [u8; 16]| crate::id::LetterId(Uuid::from_bytes(x)), |x: Uuid| crate::id::LetterId(x);
 }
 
 /// A value made from one row.

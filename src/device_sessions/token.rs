@@ -12,7 +12,7 @@ use crate::secret::TokenHash;
 use crate::session_security::{Limits, is_first_report, is_stolen};
 
 /// What the database knows of a token.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Known {
     /// It opens this session, last active then; whether it still may is for [`judge`] to say.
     Open(Box<LiveSession>, Timestamp),
@@ -24,53 +24,55 @@ pub enum Known {
     Nothing,
 }
 
-/// Looks a token up by its hash: the only way in. The session first: a token only ever goes from there to the retired ones, so
-/// that it is not missed between the two statements, whichever snapshots they have.
+/// Finds what a token opens, opened, or opened before another one took its place. Asks for one token, which it names: a
+/// driver may ask for many.
+pub(crate) const BY_TOKEN: &str = "SELECT s.token_hash, s.id, s.user_id, u.role, u.email, u.email_verified, s.idle_timeout_ms, s.expires_at,
+            s.last_active_at, s.ended_reason, u.disabled_at,
+            EXISTS (SELECT 1 FROM retired_tokens AS r WHERE r.session_id = s.id AND r.successor_used = 0)
+     FROM device_sessions AS s JOIN users AS u ON u.id = s.user_id WHERE s.token_hash = ?1
+     UNION ALL
+     SELECT token_hash, session_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM retired_tokens WHERE token_hash = ?1";
+
+/// Looks a token up by its hash: the only way in.
 pub fn look_up(tx: &mut Tx, token: &TokenHash) -> Result<Known, Fault> {
-    let found: Option<Found> = tx.row(
-        "SELECT s.id, s.user_id, u.role, u.email, u.email_verified, s.idle_timeout_ms, s.expires_at, s.last_active_at,
-                s.ended_reason, u.disabled_at,
-                EXISTS (SELECT 1 FROM retired_tokens AS r WHERE r.session_id = s.id AND r.successor_used = 0)
-         FROM device_sessions AS s JOIN users AS u ON u.id = s.user_id WHERE s.token_hash = ?1",
-        (token,),
-    )?;
-    if let Some(Found { mut session, last_active, ended }) = found {
-        session.token = *token;
-        return Ok(match ended {
-            Some(reason) => Known::Ended(reason),
-            None => Known::Open(Box::new(session), last_active),
-        });
-    }
-    let retired: Option<SessionId> = tx.row("SELECT session_id FROM retired_tokens WHERE token_hash = ?1", (token,))?;
-    Ok(retired.map_or(Known::Nothing, Known::Rotated))
+    let found: Option<Found> = tx.row(BY_TOKEN, (token,))?;
+    Ok(found.map_or(Known::Nothing, |found| found.known))
 }
 
-struct Found {
-    session: LiveSession,
-    last_active: Timestamp,
-    ended: Option<EndReason>,
+/// What [`BY_TOKEN`] finds.
+pub(crate) struct Found {
+    /// Of which token.
+    pub(crate) token: TokenHash,
+    /// What it is worth.
+    pub(crate) known: Known,
 }
 
 impl FromRow for Found {
     fn from_row(row: &Row<'_>) -> Result<Self, Fault> {
-        let (role, email): (String, String) = (row.get(2)?, row.get(3)?);
-        let ended: Option<String> = row.get(8)?;
-        let disabled: Option<Timestamp> = row.get(9)?;
+        let (token, id): (TokenHash, SessionId) = (row.get(0)?, row.get(1)?);
+        // A retired token has a session, but opens it for nobody.
+        let Some(user_id) = row.get(2)? else { return Ok(Found { token, known: Known::Rotated(id) }) };
+        let (role, email): (String, String) = (row.get(3)?, row.get(4)?);
+        let ended: Option<String> = row.get(9)?;
+        let disabled: Option<Timestamp> = row.get(10)?;
         // Disabling ends all sessions; should one ever be left, it opens nothing.
         let ended = match ended {
             Some(code) => Some(EndReason::read(&code)?),
             None => disabled.map(|_| EndReason::Revoked),
         };
+        if let Some(reason) = ended {
+            return Ok(Found { token, known: Known::Ended(reason) });
+        }
         let session = LiveSession {
-            id: row.get(0)?,
-            user_id: row.get(1)?,
+            id,
+            user_id,
             who: Who::new(&role, &email),
-            email_verified: row.get(4)?,
-            limits: Limits { idle_ms: row.get(5)?, expires_at: row.get(6)? },
-            token: TokenHash([0; 32]),
-            unproved: row.get(10)?,
+            email_verified: row.get(5)?,
+            limits: Limits { idle_ms: row.get(6)?, expires_at: row.get(7)? },
+            token,
+            unproved: row.get(11)?,
         };
-        Ok(Found { session, last_active: row.get(7)?, ended })
+        Ok(Found { token, known: Known::Open(Box::new(session), row.get(8)?) })
     }
 }
 

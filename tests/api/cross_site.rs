@@ -23,7 +23,7 @@ fn state(stage: &Stage) -> Vec<i64> {
         "SELECT count(*) FROM users WHERE name = ''",
         "SELECT count(*) FROM users WHERE role = 'admin'",
         "SELECT count(*) FROM users WHERE disabled_at IS NULL",
-        "SELECT coalesce(sum(security_version), 0) FROM users",
+        "SELECT CAST(coalesce(sum(security_version), 0) AS BIGINT) FROM users",
         "SELECT count(*) FROM device_sessions",
         "SELECT count(*) FROM device_sessions WHERE ended_at IS NULL",
         "SELECT count(*) FROM retired_tokens",

@@ -489,11 +489,12 @@ fn the_sessions_table_is_written_by_its_own_module_and_three_files_only() {
 
 /// Features meet the seam, never a database: another store is one more file under `src/db/`.
 #[test]
-fn only_the_seam_and_what_names_the_setting_mention_sqlite() {
+fn only_the_seam_and_what_names_the_setting_know_which_database_it_is() {
     let may = |name: &str| name == "db.rs" || name.starts_with("db/") || name.starts_with("config") || name == "lib.rs" || name.starts_with("command");
     let all = sources();
     assert!(all.len() > 20);
     for (name, text) in all.iter().filter(|(name, _)| !may(name)) {
-        assert!(!text.to_lowercase().contains("sqlite"), "{name}");
+        let text = text.to_lowercase();
+        assert!(!text.contains("sqlite") && !text.contains("postgres"), "{name}");
     }
 }

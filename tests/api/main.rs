@@ -1,8 +1,13 @@
-//! The contract, as sentences. One binary; the stage and its actors are in `stage.rs`.
+//! The contract, as sentences, on SQLite; `../api_postgres` runs the same on Postgres. One binary; the stage and its actors
+//! are in `stage.rs`.
 
 // An expectation reads as a sentence: the answer `is(200)`, ana is `from_ip(…)`.
 #![allow(clippy::wrong_self_convention)]
 
+#[allow(dead_code)] // For `../api_postgres`.
+mod cluster;
+#[allow(dead_code)]
+mod database;
 mod process;
 mod stage;
 
@@ -10,6 +15,7 @@ mod account;
 mod admin;
 mod cross_site;
 mod every_route;
+mod file;
 mod life_cycle;
 mod new_sign_in;
 mod program;

@@ -502,7 +502,7 @@ fn every_wrong_setting_gets_a_line_at_once() {
 
 #[test]
 fn secrets_in_settings_are_not_echoed() {
-    for (name, value) in [("DATABASE_URL", "postgres://root:hunter2@db/x"), ("PUBLIC_URL", "https://root:hunter2@id.example.com")] {
+    for (name, value) in [("DATABASE_URL", "postgres://root:hunter2@db/x?sslmode=maybe"), ("PUBLIC_URL", "https://root:hunter2@id.example.com")] {
         let mut place = Place::bare();
         place.set(name, value);
         let lines = faults(&place);

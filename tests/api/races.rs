@@ -6,13 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::task::Poll;
 use std::time::Duration;
 
+use rusqlite::types::Value;
 use serde_json::json;
 use tokio::sync::Barrier;
 use tokio::task::yield_now;
@@ -24,6 +24,7 @@ use holdfast::device_sessions::{Known, look_up};
 use holdfast::live_sessions::Met;
 use holdfast::secret::Token;
 
+use crate::database::{Hand, ON_POSTGRES};
 use crate::stage::{ABSOLUTE_TIMEOUT, Actor, Answer, IDLE_TIMEOUT, Stage, TICK, email_of, password_of};
 
 /// Requests in one round.
@@ -431,7 +432,8 @@ async fn a_row_that_was_read_before_its_session_ended_does_not_come_into_memory_
             let Met::Unknown(ticket) = live.meet(&token, now, true) else { panic!("it is to be read") };
             let Known::Open(row, last_active) = stage.app.db.glance(move |tx| look_up(tx, &token)).await.expect("a row") else { panic!("it lives") };
             assert!(cast.clone().end(how).await.status.is_success());
-            assert!(!live.admit(ticket, *row, last_active), "{how:?}");
+            // Where instances share a database nobody builds on what another one has read: it may come in, and opens nothing.
+            assert_eq!(live.admit(ticket, *row, last_active), ON_POSTGRES, "{how:?}");
             cast.victim.get("/check").await.is_refused(401, how.code());
         }
     }
@@ -1046,11 +1048,15 @@ struct Row {
 
 type Rows = BTreeMap<Vec<u8>, Row>;
 
-fn read_rows(connection: &rusqlite::Connection) -> Rows {
-    let mut statement = connection.prepare_cached("SELECT id, token_hash, last_active_at, ended_at, ended_reason FROM device_sessions").expect("SQL");
-    let rows =
-        statement.query_map([], |row| Ok((row.get(0)?, Row { token: row.get(1)?, last_active: row.get(2)?, ended_at: row.get(3)?, reason: row.get(4)? })));
-    rows.expect("rows").collect::<Result<_, _>>().expect("rows")
+fn read_rows(hand: &Hand) -> Rows {
+    let rows = hand.rows("SELECT id, token_hash, last_active_at, ended_at, ended_reason FROM device_sessions").into_iter();
+    let row = |cells: Vec<Value>| -> Option<(Vec<u8>, Row)> {
+        let [Value::Blob(id), Value::Blob(token), Value::Integer(last_active), ended_at, reason] = <[Value; 5]>::try_from(cells).ok()? else { return None };
+        let ended_at = if let Value::Integer(at) = ended_at { Some(at) } else { None };
+        let reason = if let Value::Text(reason) = reason { Some(reason) } else { None };
+        Some((id, Row { token, last_active, ended_at, reason }))
+    };
+    rows.map(|cells| row(cells).expect("a row")).collect()
 }
 
 /// Reads the table of sessions over and over on a connection of its own, and checks each state that it sees.
@@ -1061,15 +1067,16 @@ struct Watch {
 
 impl Watch {
     fn begin(stage: &Stage, check: impl Fn(&Rows) + Send + 'static) -> Self {
-        let (database, over): (PathBuf, Arc<AtomicBool>) = (stage.database(), Arc::default());
+        let over: Arc<AtomicBool> = Arc::default();
+        let hand = stage.database.by_hand_later();
         let seen_over = over.clone();
         let thread = std::thread::spawn(move || {
-            let connection = rusqlite::Connection::open(database).expect("the database opens");
+            let hand = hand();
             let mut last = Rows::new();
             loop {
                 // Looked at first, so that the last look sees the end.
                 let over = seen_over.load(SeqCst);
-                let rows = read_rows(&connection);
+                let rows = read_rows(&hand);
                 check(&rows);
                 for (id, before) in &last {
                     let after = rows.get(id).expect("a session is ended, never deleted at once");

@@ -13,7 +13,6 @@ use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tower::ServiceExt;
 
 use holdfast::app::App;
@@ -24,6 +23,8 @@ use holdfast::clock::{Clock, Timestamp};
 use holdfast::config::{Config, Variables};
 use holdfast::middleware::Around;
 use holdfast::router::router;
+
+use crate::database::Database;
 
 /// 2026-11-23T06:36:08.123Z.
 pub const START: Timestamp = Timestamp(1_795_415_768_123);
@@ -54,7 +55,7 @@ pub struct Stage {
     pub clock: Clock,
     router: Around,
     settings: Vec<(String, String)>,
-    folder: TempDir,
+    pub database: Arc<Database>,
 }
 
 impl Stage {
@@ -65,11 +66,28 @@ impl Stage {
 
     /// A server with these settings over the defaults.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        Stage::on(Arc::new(Database::new()), settings).await
+    }
+
+    /// A server on this database.
+    pub async fn on(database: Arc<Database>, settings: &[(&str, &str)]) -> Self {
         let settings: Vec<_> = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let clock = Clock::manual(START);
-        let app = open(&settings, &folder, &clock).await;
-        Stage { router: router(app.clone()), app, clock, settings, folder }
+        let app = open(&settings, &database, &clock).await;
+        Stage { router: router(app.clone()), app, clock, settings, database }
+    }
+
+    /// One more instance on the same database; it has the same clock.
+    #[allow(dead_code)] // For `../api_postgres`.
+    pub async fn another(&self) -> Self {
+        let app = open(&self.settings, &self.database, &self.clock).await;
+        Stage { router: router(app.clone()), app, clock: self.clock.clone(), settings: self.settings.clone(), database: self.database.clone() }
+    }
+
+    /// The same browser, calling here.
+    #[allow(dead_code)] // For `../api_postgres`.
+    pub fn browser_of(&self, actor: &Actor) -> Actor {
+        Actor { router: self.router.clone(), ..actor.clone() }
     }
 
     /// Stops the server as SIGTERM would, and starts it again on the same database.
@@ -80,7 +98,7 @@ impl Stage {
 
     /// Starts another server on the same database, without a word to the old one: what `kill -9` leaves behind.
     pub async fn crash(&mut self) {
-        self.app = open(&self.settings, &self.folder, &self.clock).await;
+        self.app = open(&self.settings, &self.database, &self.clock).await;
         self.router = router(self.app.clone());
     }
 
@@ -90,21 +108,14 @@ impl Stage {
         self.restart().await;
     }
 
-    /// Where the database is.
-    pub fn database(&self) -> std::path::PathBuf {
-        self.folder.path().join("holdfast.db")
-    }
-
     /// A look at the database itself: one number.
     pub fn count(&self, sql: &str) -> i64 {
-        let connection = rusqlite::Connection::open(self.database()).expect("the database opens");
-        connection.query_row(sql, [], |row| row.get(0)).expect("a number")
+        self.database.by_hand(|hand| hand.number(sql))
     }
 
     /// A hand in the database itself, as another process would have it.
     pub fn execute(&self, sql: &str) {
-        let connection = rusqlite::Connection::open(self.database()).expect("the database opens");
-        connection.execute_batch(sql).expect("the statement runs");
+        self.database.by_hand(|hand| hand.execute(sql));
     }
 
     /// Somebody who is not signed in, on a browser that was never here.
@@ -144,9 +155,9 @@ impl Stage {
     }
 }
 
-async fn open(settings: &[(String, String)], folder: &TempDir, clock: &Clock) -> App {
-    let database = format!("sqlite:{}", folder.path().join("holdfast.db").display());
-    let mut all = vec![("DATABASE_URL", database.as_str()), ("ARGON2_MEMORY_KIB", "8"), ("ARGON2_ITERATIONS", "1"), ("HASH_THREADS", "2")];
+async fn open(settings: &[(String, String)], database: &Database, clock: &Clock) -> App {
+    let url = database.url();
+    let mut all = vec![("DATABASE_URL", url.as_str()), ("ARGON2_MEMORY_KIB", "8"), ("ARGON2_ITERATIONS", "1"), ("HASH_THREADS", "2")];
     all.extend(settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let config = Config::read(&Variables::of(&all)).expect("the settings are right");
     App::open(config, clock.clone(), Chance::System).await.expect("the server starts")
