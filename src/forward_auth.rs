@@ -8,8 +8,8 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use crate::error::Error;
-use crate::form::{NoQuery, Query};
+use crate::error::{Error, Problem, Refusal};
+use crate::form::{Form, FromForm, Query, Rules};
 use crate::guard::SignedIn;
 
 const USER: HeaderName = HeaderName::from_static("x-holdfast-user");
@@ -23,11 +23,15 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b' ').add(b'"').add(b',').add
 
 /// Says whose request it is.
 #[utoipa::path(get, path = "/check", tag = "Check", operation_id = "check", security(("session" = [])),
+    params(("verified" = Option<bool>, Query, description = "true: `403 email_unverified` for accounts whose address is not confirmed")),
     responses((status = 204, headers(
             ("X-Holdfast-User" = String, description = "The user's id"), ("X-Holdfast-Session" = String, description = "The session's id"),
             ("X-Holdfast-Role" = String), ("X-Holdfast-Email" = String, description = "Percent-encoded UTF-8"),
-            ("X-Holdfast-Email-Verified" = bool)))))]
-pub async fn check(SignedIn(me): SignedIn, Query(NoQuery): Query<NoQuery>) -> Result<Response, Error> {
+            ("X-Holdfast-Email-Verified" = bool))), (status = 403, body = Problem)))]
+pub async fn check(SignedIn(me): SignedIn, Query(Terms { verified }): Query<Terms>) -> Result<Response, Error> {
+    if verified && !me.email_verified {
+        return Err(Refusal::EmailUnverified.into());
+    }
     let mut response = StatusCode::NO_CONTENT.into_response();
     let headers = response.headers_mut();
     headers.insert(USER, ascii(me.user_id.to_string()));
@@ -36,6 +40,17 @@ pub async fn check(SignedIn(me): SignedIn, Query(NoQuery): Query<NoQuery>) -> Re
     headers.insert(EMAIL, ascii(utf8_percent_encode(&me.email, ESCAPED).to_string()));
     headers.insert(EMAIL_VERIFIED, HeaderValue::from_static(if me.email_verified { "true" } else { "false" }));
     Ok(response)
+}
+
+/// What a proxy may ask for beyond a session.
+pub struct Terms {
+    verified: bool,
+}
+
+impl FromForm for Terms {
+    fn take(form: &mut Form, _: &Rules<'_>) -> Option<Self> {
+        Some(Terms { verified: form.flag("verified", false)? })
+    }
 }
 
 /// Ids, roles and percent-encoded text are printable ASCII.

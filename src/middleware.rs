@@ -74,7 +74,8 @@ async fn around(State(app): State<App>, request: Request, next: Next) -> Respons
     let headers = response.headers_mut();
     cross_site::open_to(reader, headers, &app.config);
     for (name, value) in SAFE {
-        headers.insert(name, HeaderValue::from_static(value));
+        // The pages of letters have a policy of their own.
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
     if app.config.public_url.https {
         headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
@@ -108,7 +109,15 @@ async fn in_our_words(answer: impl Future<Output = Response>, request_id: &str) 
 
 /// Before a handler that anybody may reach: the body.
 pub async fn open(request: Request, next: Next) -> Response {
-    match read_body(request).await {
+    match read_body(request, is_json).await {
+        Ok(request) => next.run(request).await,
+        Err(refusal) => hang_up(refusal),
+    }
+}
+
+/// Before a page that a letter led to: the body, which a form sent.
+pub async fn page(request: Request, next: Next) -> Response {
+    match read_body(request, is_urlencoded).await {
         Ok(request) => next.run(request).await,
         Err(refusal) => hang_up(refusal),
     }
@@ -116,7 +125,7 @@ pub async fn open(request: Request, next: Next) -> Response {
 
 /// Before a handler that needs a session: the body, then the session.
 pub async fn signed_in(State(app): State<App>, request: Request, next: Next) -> Response {
-    match read_body(request).await {
+    match read_body(request, is_json).await {
         Ok(request) => require_session(&app, request, next).await,
         Err(refusal) => hang_up(refusal),
     }
@@ -165,8 +174,8 @@ fn log(id: &str, method: &Method, route: Option<&MatchedPath>, response: &Respon
     }
 }
 
-/// Reads the body whole, at most 64 KiB of JSON within 30 s, before the request goes on.
-async fn read_body(request: Request) -> Result<Request, Refusal> {
+/// Reads the body whole, at most 64 KiB of the right type within 30 s, before the request goes on.
+async fn read_body(request: Request, is_wanted: fn(&HeaderMap) -> bool) -> Result<Request, Refusal> {
     if !has_body(request.headers(), request.body()) {
         return Ok(request);
     }
@@ -175,7 +184,7 @@ async fn read_body(request: Request) -> Result<Request, Refusal> {
     if declared.is_some_and(|bytes| bytes > BODY_BYTES as u64) {
         return Err(Refusal::BodyTooLarge);
     }
-    if !is_json(&parts.headers) {
+    if !is_wanted(&parts.headers) {
         return Err(Refusal::UnsupportedMediaType);
     }
     let collected = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_BYTES).collect()).await;
@@ -194,15 +203,25 @@ fn has_body(headers: &HeaderMap, body: &Body) -> bool {
     declared || headers.contains_key(TRANSFER_ENCODING) || !body.is_end_stream()
 }
 
-/// `application/json`, once, as itself or in UTF-8. Anything else could be sent by a form of another site. CSRF-01.
+/// `application/json`: anything else could be sent by a form of another site. CSRF-01.
 fn is_json(headers: &HeaderMap) -> bool {
+    is_of_type(headers, "application/json")
+}
+
+/// What a form sends. Those of other sites were refused before: by their origin.
+fn is_urlencoded(headers: &HeaderMap) -> bool {
+    is_of_type(headers, "application/x-www-form-urlencoded")
+}
+
+/// One type, once, as itself or in UTF-8.
+fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let (Some(media_type), None) = (types.next().and_then(|value| value.to_str().ok()), types.next()) else { return false };
     let (essence, parameters) = media_type.split_once(';').unwrap_or((media_type, ""));
     let parameters = parameters.trim();
     let plain = !headers.contains_key(CONTENT_ENCODING);
     let utf8 = parameters.is_empty() || ["charset=utf-8", "charset=\"utf-8\""].iter().any(|known| parameters.eq_ignore_ascii_case(known));
-    plain && utf8 && essence.trim().eq_ignore_ascii_case("application/json")
+    plain && utf8 && essence.trim().eq_ignore_ascii_case(wanted)
 }
 
 #[cfg(test)]

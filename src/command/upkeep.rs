@@ -55,6 +55,7 @@ pub(super) fn check_config(config: &Config, variables: &Variables, json: bool) -
         eprintln!("warning: {warning}");
     }
     let rows = SETTINGS.iter().map(|setting| match variables.get(setting.name) {
+        Some(value) if setting.name == "MAIL" && value.contains('@') => (setting.name, "(not shown: it may hold a password)", "set"),
         Some(value) => (setting.name, value, "set"),
         None => (setting.name, setting.default, "default"),
     });

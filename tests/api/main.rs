@@ -10,6 +10,7 @@ mod account;
 mod admin;
 mod cross_site;
 mod every_route;
+mod letters;
 mod life_cycle;
 mod new_sign_in;
 mod program;

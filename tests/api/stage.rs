@@ -23,6 +23,8 @@ use holdfast::chance::Chance;
 use holdfast::client::Peer;
 use holdfast::clock::{Clock, Timestamp};
 use holdfast::config::{Config, Variables};
+use holdfast::event::outbox;
+use holdfast::mail::{Letter, Mailbag};
 use holdfast::router::router;
 
 /// 2026-11-23T06:36:08.123Z.
@@ -52,6 +54,7 @@ pub fn email_of(name: &str) -> String {
 pub struct Stage {
     pub app: App,
     pub clock: Clock,
+    pub mailbag: Mailbag,
     router: Router,
     settings: Vec<(String, String)>,
     folder: TempDir,
@@ -68,8 +71,9 @@ impl Stage {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let settings: Vec<_> = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let clock = Clock::manual(START);
-        let app = open(&settings, &folder, &clock).await;
-        Stage { router: router(app.clone()), app, clock, settings, folder }
+        let mailbag = Mailbag::default();
+        let app = open(&settings, &folder, &clock, &mailbag).await;
+        Stage { router: router(app.clone()), app, clock, mailbag, settings, folder }
     }
 
     /// Stops the server as SIGTERM would, and starts it again on the same database.
@@ -80,7 +84,7 @@ impl Stage {
 
     /// Starts another server on the same database, without a word to the old one: what `kill -9` leaves behind.
     pub async fn crash(&mut self) {
-        self.app = open(&self.settings, &self.folder, &self.clock).await;
+        self.app = open(&self.settings, &self.folder, &self.clock, &self.mailbag).await;
         self.router = router(self.app.clone());
     }
 
@@ -88,6 +92,25 @@ impl Stage {
     pub async fn restart_with(&mut self, settings: &[(&str, &str)]) {
         self.settings = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         self.restart().await;
+    }
+
+    /// Delivers what is due, and gives all letters that have come so far, oldest first.
+    pub async fn letters(&self) -> Vec<Letter> {
+        outbox::deliver_due(&self.app).await.expect("the outbox works");
+        self.mailbag.letters()
+    }
+
+    /// Delivers what is due, and gives the letters to an address whose subject begins so.
+    pub async fn letters_to(&self, address: &str, subject: &str) -> Vec<Letter> {
+        let all = self.letters().await.into_iter();
+        all.filter(|letter| letter.to == address && letter.subject.starts_with(subject)).collect()
+    }
+
+    /// The newest letter of that kind.
+    #[track_caller]
+    pub fn letter<'a>(&'a self, address: &'a str, subject: &'a str) -> impl Future<Output = Letter> + 'a {
+        let caller = std::panic::Location::caller();
+        async move { self.letters_to(address, subject).await.pop().unwrap_or_else(|| panic!("no letter \"{subject}\" to {address}, {caller}")) }
     }
 
     /// Where the database is.
@@ -144,12 +167,12 @@ impl Stage {
     }
 }
 
-async fn open(settings: &[(String, String)], folder: &TempDir, clock: &Clock) -> App {
+async fn open(settings: &[(String, String)], folder: &TempDir, clock: &Clock, letters: &Mailbag) -> App {
     let database = format!("sqlite:{}", folder.path().join("holdfast.db").display());
     let mut all = vec![("DATABASE_URL", database.as_str()), ("ARGON2_MEMORY_KIB", "8"), ("ARGON2_ITERATIONS", "1"), ("HASH_THREADS", "2")];
     all.extend(settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let config = Config::read(&Variables::of(&all)).expect("the settings are right");
-    App::open(config, clock.clone(), Chance::System).await.expect("the server starts")
+    App::open_with(config, clock.clone(), Chance::System, letters.clone()).await.expect("the server starts")
 }
 
 /// A browser, app or script. A clone is the same browser: it shares the cookies.
@@ -250,6 +273,12 @@ impl Actor {
         self.send(request, Body::from(body.to_string())).await
     }
 
+    /// A form of a page, sent as a browser does.
+    pub async fn submit(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+        self.send(self.request(Method::POST, path).header(header::CONTENT_TYPE, "application/x-www-form-urlencoded"), Body::from(body)).await
+    }
+
     /// Changes the password of `name` to `new`.
     pub async fn change_password(&self, current: &str, new: &str) -> Answer {
         self.put("/me/password", json!({"current_password": current, "new_password": new})).await
@@ -289,6 +318,21 @@ impl Actor {
     }
 }
 
+/// The path of the one link in a letter, as a click follows it.
+#[track_caller]
+pub fn link_of(letter: &Letter) -> String {
+    let links: Vec<&str> = letter.text.lines().filter(|line| line.starts_with("http")).collect();
+    assert_eq!(links.len(), 1, "{}", letter.text);
+    let after_scheme = links[0].split_once("://").expect("a URL").1;
+    after_scheme.find('/').map_or_else(String::new, |at| after_scheme[at..].to_string())
+}
+
+/// The token at the end of it.
+#[track_caller]
+pub fn token_of(letter: &Letter) -> String {
+    link_of(letter).rsplit('/').next().expect("a token").to_string()
+}
+
 /// What came back.
 #[derive(Debug)]
 pub struct Answer {
@@ -323,6 +367,11 @@ impl Answer {
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
     }
 
     /// The fields at fault, each with its code: `email:invalid`.
