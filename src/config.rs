@@ -513,7 +513,10 @@ mod tests {
     fn a_link_to_the_application_ends_with_the_token_and_stays_with_ours() {
         let set = [("ALLOWED_ORIGINS", "https://app.example.com"), ("LINK_RESET", "https://app.example.com/reset#t={token}")];
         assert_eq!(read(&set).expect("right").link_reset.as_deref(), Some("https://app.example.com/reset#t="));
-        assert_eq!(read(&[("LINK_VERIFY", "http://localhost:8300/app/verify/{token}")]).expect("right").link_verify.as_deref(), Some("http://localhost:8300/app/verify/"));
+        assert_eq!(
+            read(&[("LINK_VERIFY", "http://localhost:8300/app/verify/{token}")]).expect("right").link_verify.as_deref(),
+            Some("http://localhost:8300/app/verify/")
+        );
     }
 
     #[test]

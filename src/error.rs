@@ -155,7 +155,9 @@ impl Refusal {
             Refusal::EmailUnverified => {
                 t(S::FORBIDDEN, "email_unverified", "The e-mail address is not confirmed", "Follow the link in the letter, or ask for another one.")
             }
-            Refusal::InvalidToken => t(S::BAD_REQUEST, "invalid_token", "This link is not good any more", "It was used, has expired, or a newer one was sent. Ask for another."),
+            Refusal::InvalidToken => {
+                t(S::BAD_REQUEST, "invalid_token", "This link is not good any more", "It was used, has expired, or a newer one was sent. Ask for another.")
+            }
             Refusal::SignUpClosed => t(S::FORBIDDEN, "signup_closed", "Nobody can sign up here", "Ask the people who run this site for an account."),
             Refusal::LastAdmin => {
                 t(S::CONFLICT, "last_admin", "This is the last admin", "Make somebody else admin first, or nobody could administer this server.")

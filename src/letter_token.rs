@@ -185,9 +185,6 @@ pub fn kill_with_letters(tx: &mut Tx, user: UserId, purpose: Purpose) -> Result<
 
 /// Ends the ways back from changes of address that came after the one of `letter`: the oldest address wins.
 pub fn kill_later_ways_back(tx: &mut Tx, user: UserId, letter: LetterId) -> Result<(), Fault> {
-    tx.run(
-        "DELETE FROM letter_tokens WHERE user_id = ?1 AND purpose = ?2 AND letter_id > ?3",
-        (user, Purpose::UndoEmailChange.word(), letter),
-    )?;
+    tx.run("DELETE FROM letter_tokens WHERE user_id = ?1 AND purpose = ?2 AND letter_id > ?3", (user, Purpose::UndoEmailChange.word(), letter))?;
     outbox::withdraw(tx, user, Purpose::UndoEmailChange, letter)
 }

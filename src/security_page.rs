@@ -92,7 +92,8 @@ fn action(app: &App, page: &str, token: &str) -> String {
 
 /// Spent, expired, replaced, unknown: the same.
 fn dead_link(app: &App) -> Result<Response, Error> {
-    let texts = ["It was used already, it has expired, or a newer letter has taken its place. Nothing was changed.", "If you still need it, ask for another letter."];
+    let texts =
+        ["It was used already, it has expired, or a newer letter has taken its place. Nothing was changed.", "If you still need it, ask for another letter."];
     Page::new("This link is not good any more", &texts).show(app, StatusCode::BAD_REQUEST)
 }
 
@@ -104,7 +105,9 @@ fn told(app: &App, refused: Error, again: Page) -> Result<Response, Error> {
             let wrong = errors.into_iter().map(|error| error.message.into_owned()).collect::<Vec<_>>().join(" ");
             again.but(wrong).show(app, StatusCode::UNPROCESSABLE_ENTITY)
         }
-        Error::Refused(Refusal::WrongCurrentPassword) => again.but("That is not the password of this account. Nothing was changed.").show(app, StatusCode::FORBIDDEN),
+        Error::Refused(Refusal::WrongCurrentPassword) => {
+            again.but("That is not the password of this account. Nothing was changed.").show(app, StatusCode::FORBIDDEN)
+        }
         Error::Refused(Refusal::EmailTaken) => {
             Page::new("This address has an account", &["Another account has this address by now. Nothing was changed."]).show(app, StatusCode::CONFLICT)
         }
@@ -139,8 +142,7 @@ pub async fn session(State(app): State<App>, Path(token): Path<String>) -> Resul
     let text = "This ends the session, makes your password worth nothing, since whoever signed in knew it, and lets you choose a new one.";
     let mut page = Page::new("Was this not you?", &[text]).with_form(action(&app, "session", &token), "This was not me: end the session", None);
     if let Some(session) = session {
-        page.facts =
-            vec![("Signed in", for_people(session.created_at)), ("Device", plain(&session.device_name)), ("IP address", session.ip)];
+        page.facts = vec![("Signed in", for_people(session.created_at)), ("Device", plain(&session.device_name)), ("IP address", session.ip)];
     }
     page.show(&app, StatusCode::OK)
 }
@@ -153,7 +155,8 @@ pub async fn disown(State(app): State<App>, client: Client, Path(token): Path<St
     let scene = client.scene().await?;
     match app.db.write(move |tx| turn_out(tx, &hash, scene.clone())).await {
         Ok((reset, end_all)) => {
-            let texts = ["The session has ended. Nobody can sign in with your old password any more.", "Choose a new password now. That signs you out everywhere."];
+            let texts =
+                ["The session has ended. Nobody can sign in with your old password any more.", "Choose a new password now. That signs you out everywhere."];
             let page = choose_form(Page::new("That session has ended", &texts), &app, &reset.reveal());
             page.with_form(action(&app, "sessions", &end_all.reveal()), "Only end all my sessions", None).show(&app, StatusCode::OK)
         }

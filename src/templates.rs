@@ -142,7 +142,8 @@ impl Templates {
         for kind in LetterKind::ALL {
             let link = kind.purpose().map(|_| "https://id.example.com/security/sample");
             for device in ["Chrome on macOS", ""] {
-                let mut sample = json!({"novelty": "from an IP address that is new for it", "count": "2 sessions", "was": "were", "by": "", "from": "a", "to": "b"});
+                let mut sample =
+                    json!({"novelty": "from an IP address that is new for it", "count": "2 sessions", "was": "were", "by": "", "from": "a", "to": "b"});
                 put_common(&mut sample, "id.example.com", "ada@example.com", Timestamp(0), "203.0.113.7", device, link);
                 self.write(kind.template(), &sample, link)?;
             }

@@ -7,10 +7,8 @@
 use super::{Db, Fault};
 
 /// Every step, in order. Append only: an applied text never changes.
-const STEPS: &[(&str, &str)] = &[
-    ("0001_sessions", include_str!("../../migrations/0001_sessions.sql")),
-    ("0002_letters", include_str!("../../migrations/0002_letters.sql")),
-];
+const STEPS: &[(&str, &str)] =
+    &[("0001_sessions", include_str!("../../migrations/0001_sessions.sql")), ("0002_letters", include_str!("../../migrations/0002_letters.sql"))];
 
 /// Applies what is missing.
 pub(super) async fn run(db: &Db) -> Result<(), Fault> {
