@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use lettre::message::header::{HeaderName, HeaderValue};
-use lettre::message::{Mailbox, Message, MultiPart};
+use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
+use lettre::message::{Body, Mailbox, Message, MultiPart, SinglePart};
 use lettre::transport::smtp::PoolConfig;
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::{AsyncSmtpTransport, AsyncTransport, Tokio1Executor};
@@ -161,9 +161,24 @@ impl Mail {
             .message_id(Some(format!("<{}@{}>", letter.id, self.domain)))
             // RFC 3834: nobody's out-of-office note should answer.
             .raw_header(HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".into()))
-            .multipart(MultiPart::alternative_plain_html(letter.text.clone(), letter.html.clone()))
+            .multipart(MultiPart::alternative().singlepart(part(ContentType::TEXT_PLAIN, &letter.text)).singlepart(part(ContentType::TEXT_HTML, &letter.html)))
             .map_err(|e| format!("the letter: {e}"))
     }
+}
+
+/// Longest line of a body, in bytes. RFC 5322 §2.1.1.
+const LINE: usize = 998;
+
+/// A part of a letter. Plain ASCII goes as it is: quoted-printable would cut the link, which people copy out of files and logs.
+fn part(kind: ContentType, text: &str) -> SinglePart {
+    let body = match text.is_ascii() && text.lines().all(|line| line.len() <= LINE) {
+        true => {
+            let lines: String = text.lines().flat_map(|line| [line, "\r\n"]).collect();
+            Body::dangerous_pre_encoded(lines.into_bytes(), ContentTransferEncoding::SevenBit)
+        }
+        false => Body::new(text.to_string()),
+    };
+    SinglePart::builder().header(kind).body(body)
 }
 
 fn smtp(server: &Server) -> Result<AsyncSmtpTransport<Tokio1Executor>, lettre::transport::smtp::Error> {

@@ -9,14 +9,14 @@
 //! (UNI-04), and only the one link that we made becomes one.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use minijinja::value::Serde;
-use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
+use minijinja::{AutoEscape, Environment, Output, State, UndefinedBehavior, Value};
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -84,6 +84,7 @@ impl Templates {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_auto_escape_callback(|name| if name.ends_with(".html") { AutoEscape::Html } else { AutoEscape::None });
+        environment.set_formatter(write_value);
         for (name, text) in texts {
             environment.add_template_owned(name.clone(), text).map_err(|e| format!("{name}: {e:#}"))?;
         }
@@ -168,6 +169,25 @@ fn put_over(texts: &mut BTreeMap<String, String>, folder: &Path) -> Result<(), S
         }
         let text = std::fs::read_to_string(folder.join(&name)).map_err(|e| format!("{name}: {e}"))?;
         texts.insert(name, text);
+    }
+    Ok(())
+}
+
+/// Writes a value into a template. The engine's own way would escape the slashes of our links too, which not every mail program
+/// reads.
+fn write_value(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), minijinja::Error> {
+    if !matches!(state.auto_escape(), AutoEscape::Html) || value.is_safe() || value.is_undefined() {
+        return minijinja::escape_formatter(out, state, value);
+    }
+    for c in value.to_string().chars() {
+        match c {
+            '&' => out.write_str("&amp;")?,
+            '<' => out.write_str("&lt;")?,
+            '>' => out.write_str("&gt;")?,
+            '"' => out.write_str("&quot;")?,
+            '\'' => out.write_str("&#39;")?,
+            c => out.write_char(c)?,
+        }
     }
     Ok(())
 }

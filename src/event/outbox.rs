@@ -247,7 +247,7 @@ fn give_up(tx: &mut Tx, lease: Lease) -> Result<(), Fault> {
 /// How long to wait after so many attempts: twice as long each time, up to an hour, less a random part of up to a half, so that
 /// letters which failed together do not come back together.
 fn wait_after(attempt: i64, chance: u32) -> Duration {
-    let doublings = u32::try_from(attempt - 1).unwrap_or(0).min(16);
+    let doublings = u32::try_from((attempt - 1).clamp(0, 16)).unwrap_or(16);
     let whole = (FIRST_WAIT * 2u32.pow(doublings)).min(LONGEST_WAIT);
     whole - (whole / 2).mul_f64(f64::from(chance) / f64::from(u32::MAX))
 }

@@ -14,6 +14,7 @@ mod email_verification;
 mod every_route;
 mod letters;
 mod life_cycle;
+mod mail;
 mod new_sign_in;
 mod outbox;
 mod password_reset;

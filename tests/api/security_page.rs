@@ -33,7 +33,7 @@ async fn the_page_names_the_session_and_the_button_ends_exactly_that_one() {
     let other = stage.sign_in("ana").await;
     let page = stage.anon().get(&link).await.is(200).text();
     assert!(page.contains(CAFE) && page.contains("Chrome on macOS") && page.contains("23 November 2026"), "{page}");
-    assert_eq!(actions(&page), [link.clone()]);
+    assert_eq!(actions(&page), [link.as_str()]);
     stage.anon().submit(&link, &[]).await.is(200);
     thief.get("/me").await.is_refused(401, "session_revoked");
     ana.get("/me").await.is(200);

@@ -172,7 +172,12 @@ async fn open(settings: &[(String, String)], folder: &TempDir, clock: &Clock, le
     let mut all = vec![("DATABASE_URL", database.as_str()), ("ARGON2_MEMORY_KIB", "8"), ("ARGON2_ITERATIONS", "1"), ("HASH_THREADS", "2")];
     all.extend(settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let config = Config::read(&Variables::of(&all)).expect("the settings are right");
-    App::open_with(config, clock.clone(), Chance::System, letters.clone()).await.expect("the server starts")
+    let (clock, chance) = (clock.clone(), Chance::System);
+    let opened = match all.iter().any(|(name, _)| *name == "MAIL") {
+        true => App::open(config, clock, chance).await,
+        false => App::open_with(config, clock, chance, letters.clone()).await,
+    };
+    opened.expect("the server starts")
 }
 
 /// A browser, app or script. A clone is the same browser: it shares the cookies.
