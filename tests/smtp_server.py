@@ -46,7 +46,7 @@ def judge(server, session, envelope, mechanism, data):
     if mode == "watch":
         say({"login": data.login.decode()})
     good = (data.login, data.password) == (b"post", b"p@ss word")
-    return AuthResult(success=good)
+    return AuthResult(success=good, handled=False)
 
 
 async def silent(reader, writer):
