@@ -1,8 +1,8 @@
-"""A real SMTP server for the tests: smtp_server.py good|login|watch|refuse|silent|die-once
+"""A real SMTP server for the tests: smtp_server.py good|login|watch|refuse|silent|die-once|tls|starttls [CERTIFICATE KEY]
 
 Says its port on the first line, then each message as one line of JSON. It ends with its standard input.
 """
-import asyncio, email, json, sys
+import asyncio, email, json, ssl, sys
 from aiosmtpd.smtp import SMTP, AuthResult
 
 mode = sys.argv[1]
@@ -56,10 +56,16 @@ async def silent(reader, writer):
 async def main():
     loop, handler = asyncio.get_running_loop(), Handler()
     auth = dict(authenticator=judge, auth_required=True, auth_require_tls=False) if mode in ("login", "watch") else {}
+    context = None
+    if mode in ("tls", "starttls"):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(sys.argv[2], sys.argv[3])
+    if mode == "starttls":
+        auth = dict(tls_context=context, require_starttls=True)
     if mode == "silent":
         server = await asyncio.start_server(silent, "127.0.0.1", 0)
     else:
-        server = await loop.create_server(lambda: SMTP(handler, enable_SMTPUTF8=True, **auth), "127.0.0.1", 0)
+        server = await loop.create_server(lambda: SMTP(handler, enable_SMTPUTF8=True, **auth), "127.0.0.1", 0, ssl=context if mode == "tls" else None)
     say(server.sockets[0].getsockname()[1])
     await loop.run_in_executor(None, sys.stdin.read)
 

@@ -21,8 +21,12 @@ struct Server {
 
 impl Server {
     fn start(mode: &str) -> Self {
+        Server::start_with(&[mode])
+    }
+
+    fn start_with(args: &[&str]) -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/smtp_server.py");
-        let mut child = Command::new(python()).args([script, mode]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the SMTP server starts");
+        let mut child = Command::new(python()).arg(script).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the SMTP server starts");
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take().expect("a pipe"));
         let mut server = Server { child, stdin, lines: BufReader::new(stdout), port: 0 };
         server.port = server.line().as_u64().expect("a port");
@@ -166,6 +170,42 @@ fn letters_in(place: &Place) -> Vec<String> {
     let Ok(folder) = std::fs::read_dir(place.path("post")) else { return Vec::new() };
     let files = folder.map(|entry| entry.expect("an entry").path()).filter(|path| path.extension().is_some_and(|ending| ending == "eml"));
     files.map(|path| std::fs::read_to_string(path).expect("a letter")).collect()
+}
+
+/// Makes a certificate of this machine in `place`, signed by an authority that is made for it.
+fn certify(place: &Place) {
+    let script = "set -e
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key -out ca.pem -days 2 -subj '/CN=ca' -addext basicConstraints=critical,CA:TRUE
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout mail.key -out mail.csr -subj /CN=mail
+        printf 'subjectAltName=DNS:localhost,IP:0.0.0.0\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n' >mail.ext
+        openssl x509 -req -in mail.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile mail.ext -out mail.pem";
+    let made = Command::new("sh").args(["-c", script]).current_dir(place.path("")).output().expect("a shell");
+    assert!(made.status.success(), "the tests need openssl: {}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[test]
+fn tls_reaches_a_server_whose_certificate_is_trusted_and_no_other() {
+    let mut place = Place::new();
+    certify(&place);
+    let (certificate, key) = (place.path("mail.pem").display().to_string(), place.path("mail.key").display().to_string());
+    for (mode, scheme, host) in [("starttls", "smtp", "0.0.0.0"), ("tls", "smtps", "localhost")] {
+        let mut mail = Server::start_with(&[mode, &certificate, &key]);
+        place.set("MAIL", &format!("{scheme}://{host}:{}", mail.port));
+        place.set("DATABASE_URL", &format!("sqlite:{mode}/holdfast.db"));
+        // An authority that has signed nothing.
+        place.set("SSL_CERT_FILE", &certificate);
+        let server = place.start();
+        server.sign_up("ana@example.com");
+        server.wait_for("a letter could not be sent");
+        server.stop();
+        place.set("SSL_CERT_FILE", &place.path("ca.pem").display().to_string());
+        let server = place.start();
+        server.sign_up("ben@example.com");
+        // On a slow machine the first letter may be due again by now.
+        let reached = std::iter::from_fn(|| Some(mail.line())).take(2).any(|message| message["to"] == json!(["ben@example.com"]));
+        assert!(reached, "{mode}");
+        server.stop();
+    }
 }
 
 #[test]
