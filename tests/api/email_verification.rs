@@ -205,7 +205,7 @@ async fn an_account_that_nobody_verifies_is_removed_when_its_letter_has_left() {
 }
 
 #[tokio::test]
-async fn an_account_stays_whose_letter_never_left_or_that_is_signed_in_or_verified_or_from_the_command_line() {
+async fn an_account_stays_whose_letter_never_left_or_that_is_signed_in_or_verified() {
     let stage = Stage::with(&[("ABSOLUTE_TIMEOUT", "30d"), ("IDLE_TIMEOUT", "none"), ("ROLE_TIMEOUTS", "admin=none/30d")]).await;
     let ana = stage.sign_up("ana").await;
     ana.post("/email/verify", json!({"token": verification(&stage).await})).await.is(200);
