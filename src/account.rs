@@ -1,10 +1,13 @@
 //! Accounts: who they are, and how a sign-in becomes a session.
 
 pub mod email;
+pub mod email_change;
+pub mod email_verification;
 pub mod login;
 pub mod logout;
 pub mod me;
 pub mod password_change;
+pub mod password_reset;
 pub mod signup;
 
 use axum::http::StatusCode;
@@ -133,7 +136,7 @@ impl Arrival {
     }
 
     /// Where it comes from, for the record of what comes of it.
-    fn scene(&self, user: Option<UserId>) -> Scene {
+    pub fn scene(&self, user: Option<UserId>) -> Scene {
         let scene = user.map_or_else(Scene::default, Scene::to);
         scene.from(self.client.ip).with(&self.device.name)
     }
@@ -171,6 +174,7 @@ pub fn sign_in(tx: &mut Tx, user: User, arrival: &Arrival, config: &Config) -> R
             device: arrival.device.clone(),
             new_ip,
             new_device,
+            device_hash: device.token.hash(),
             most: config.max_sessions_per_user,
         },
     )?;

@@ -21,6 +21,7 @@ use crate::event::{self, By, Event, KINDS, Scene, record};
 use crate::form::{Form, FromForm, Json, NoQuery, Nothing, Query, Rules};
 use crate::guard::{ADMIN, Admin, PathId, PathIds};
 use crate::id::{EventId, UserId};
+use crate::letter_token;
 use crate::live_sessions::LiveSession;
 
 /// `GET /admin/users`: the users, newest first.
@@ -218,6 +219,7 @@ pub fn disable(tx: &mut Tx, id: UserId, by: By, scene: Scene) -> Result<u64, Err
     keep_an_admin(tx, &user)?;
     let now = tx.now();
     tx.run("UPDATE users SET disabled_at = ?2, security_version = security_version + 1 WHERE id = ?1", (id, now))?;
+    letter_token::kill_short_lived(tx, id)?;
     let signed_out = revoke_all(tx, id, by, "account_disabled", scene.clone())?;
     record(tx, scene, Event::AccountDisabled { by })?;
     Ok(signed_out)

@@ -15,6 +15,8 @@ use crate::cookie::Cookies;
 use crate::db::{Db, Fault};
 use crate::factor::hasher::Hasher;
 use crate::live_sessions::LiveSessions;
+use crate::mail::{Mail, Mailbag};
+use crate::templates::Templates;
 
 /// The application. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -30,6 +32,10 @@ pub struct Parts {
     pub db: Db,
     /// The threads that hash passwords.
     pub hasher: Hasher,
+    /// How letters leave.
+    pub mail: Mail,
+    /// What letters and pages look like.
+    pub templates: Templates,
     /// The cookies of this transport.
     pub cookies: Cookies,
     /// Which of the instances on this database it is.
@@ -60,12 +66,28 @@ impl App {
     /// # Errors
     /// The database cannot be used; the text says why in one line.
     pub async fn open(config: Config, clock: Clock, chance: Chance) -> Result<App, Fault> {
+        let mail = Mail::start(&config)?;
+        App::assemble(config, clock, chance, mail).await
+    }
+
+    /// The same with a mailbag for letters, for tests.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_with(config: Config, clock: Clock, chance: Chance, letters: Mailbag) -> Result<App, Fault> {
+        let mail = Mail::into(letters, &config);
+        App::assemble(config, clock, chance, mail).await
+    }
+
+    async fn assemble(config: Config, clock: Clock, chance: Chance, mail: Mail) -> Result<App, Fault> {
         let table = if config.database_url.is_shared() { LiveSessions::shared } else { LiveSessions::new };
         let live = table(LiveSessions::CAPACITY);
         let db = Db::open(&config.database_url, clock.clone(), chance.clone(), live).await?;
         let hasher = Hasher::start(&config, &chance)?;
         Ok(App(Arc::new(Parts {
             cookies: Cookies { secure: config.public_url.https },
+            mail,
+            templates: config.templates.clone(),
             config,
             clock,
             db,

@@ -1,4 +1,4 @@
-//! What goes on beside the requests: writing last-active back, watching the database file, purging.
+//! What goes on beside the requests: writing last-active back, watching the database file, delivering letters, purging.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use crate::clock::{Timestamp, millis};
 use crate::config::Config;
 use crate::db::{Arg, Db, Fault};
 use crate::device_sessions::settle_chunk;
+use crate::event::outbox;
 use crate::id::SessionId;
 use crate::lease;
 use crate::live_sessions::Unwritten;
@@ -23,6 +24,8 @@ use crate::session_security::write_back_allowance;
 
 /// What another process writes counts here within this time; the contract allows a second.
 const LOOK: Duration = Duration::from_millis(200);
+/// Between two turns of the post, which wait for its bell themselves.
+const POST: Duration = Duration::from_millis(10);
 const PURGE: Duration = Duration::from_secs(60);
 /// How long after its last purge an instance is still taken to be the one that purges.
 pub const PURGE_LEASE: Duration = Duration::from_secs(90);
@@ -41,6 +44,7 @@ pub fn start(app: &App) -> JoinSet<()> {
     let seen = Arc::new(AtomicI64::new(app.clock.now().0));
     tasks.spawn(every(LOOK, app.clone(), "watch of the clock", move |app| watch_clock(app, seen.clone())));
     tasks.spawn(every(PURGE, app.clone(), "purge", |app| async move { purge_for_all(&app).await.map(|_| ()) }));
+    tasks.spawn(every(POST, app.clone(), "delivery of letters", outbox::tend));
     tasks
 }
 

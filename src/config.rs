@@ -8,11 +8,15 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use lettre::message::Mailbox;
 
 use crate::db;
+use crate::mail::Route;
+use crate::templates::Templates;
 use values::*;
 
 /// One setting: its name, its default as an operator would write it, and what it is for.
@@ -53,6 +57,16 @@ settings! {
     "ARGON2_MEMORY_KIB" = "19456", "Memory of one password hash.";
     "ARGON2_ITERATIONS" = "2", "Passes of one password hash.";
     "ROLES" = "user,admin", "The roles. admin administers; new accounts get the first other one.";
+    "SIGNUP" = "open", "Who may sign up: open; verify_first, after a letter, so that nobody learns who has an account; closed.";
+    "UNVERIFIED_RETENTION" = "7d", "How long an account may leave the letter that asks for its address unanswered.";
+    "MAIL" = "auto", "smtp://user:password@host:587 (STARTTLS), smtps://… (TLS), file:FOLDER, log; auto: file:data/mail if PUBLIC_URL is loopback, else log.";
+    "MAIL_FILE" = "", "A file that holds the value of MAIL, so that its password is in no environment.";
+    "MAIL_FROM" = "auto", "The sender of letters: Name <address>; auto: no-reply at PUBLIC_URL's host.";
+    "TEMPLATE_DIR" = "", "A folder with letters and pages that take the place of the built-in ones of the same name.";
+    "LINK_VERIFY" = "", "The application's page for confirming an address, such as https://app.example.com/verify#{token}; else ours.";
+    "LINK_RESET" = "", "The same for choosing a new password.";
+    "LINK_EMAIL_CHANGE" = "", "The same for confirming a change of address.";
+    "LINK_EMAIL_UNDO" = "", "The same for taking a change of address back.";
     "SHUTDOWN_GRACE" = "10s", "How long a stop waits for what runs.";
     "LOG" = "info", "How much is logged: off, error, warn, info, debug, trace.";
     "LOG_FORMAT" = "text", "text for people, json for machines.";
@@ -76,6 +90,25 @@ pub struct PublicUrl {
     pub https: bool,
     /// Whether it can only be this machine.
     pub loopback: bool,
+}
+
+impl PublicUrl {
+    /// The host, without a port: what people call this site.
+    pub fn host(&self) -> String {
+        let url = url::Url::parse(&self.origin).ok();
+        url.and_then(|url| url.host_str().map(String::from)).unwrap_or_else(|| "localhost".into())
+    }
+}
+
+/// Who may sign up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignUpMode {
+    /// Anybody, at once.
+    Open,
+    /// Anybody, after a letter; the answer is the same for every address.
+    VerifyFirst,
+    /// Nobody: accounts come from the command line.
+    Closed,
 }
 
 /// How log lines look.
@@ -110,6 +143,16 @@ pub struct Config {
     pub argon2_memory_kib: u32,
     pub argon2_iterations: u32,
     pub roles: Vec<String>,
+    pub sign_up: SignUpMode,
+    pub unverified_retention: Duration,
+    pub mail: Route,
+    pub mail_from: Mailbox,
+    pub templates: Templates,
+    /// What stands before the token in a link to the application.
+    pub link_verify: Option<String>,
+    pub link_reset: Option<String>,
+    pub link_email_change: Option<String>,
+    pub link_email_undo: Option<String>,
     pub shutdown_grace: Duration,
     pub log: tracing::level_filters::LevelFilter,
     pub log_format: LogFormat,
@@ -225,6 +268,11 @@ impl Reader<'_> {
         let password_min_length = self.parse("PASSWORD_MIN_LENGTH", |text| number(text, 8, 128));
         let argon2_memory_kib = self.parse("ARGON2_MEMORY_KIB", |text| number(text, 8, 4 << 20));
         let argon2_iterations = self.parse("ARGON2_ITERATIONS", |text| number(text, 1, 1000));
+        let sign_up = self.parse("SIGNUP", sign_up_mode);
+        let unverified_retention = self.parse("UNVERIFIED_RETENTION", timeout);
+        let mail = self.mail();
+        let mail_from = self.parse("MAIL_FROM", mail_from);
+        let templates = self.parse("TEMPLATE_DIR", |text| Templates::load((!text.is_empty()).then(|| Path::new(text))));
         let shutdown_grace = self.parse("SHUTDOWN_GRACE", timeout);
         let log = self.parse("LOG", level);
         let log_format = self.parse("LOG_FORMAT", log_format);
@@ -233,6 +281,13 @@ impl Reader<'_> {
             self.judge_transport(public_url, insecure, &mut warnings);
         }
         let (public_url, allowed_origins) = (public_url?, allowed_origins?);
+        let mut application = |name| self.parse(name, |text| application_link(text, &public_url, &allowed_origins));
+        let (link_verify, link_reset) = (application("LINK_VERIFY"), application("LINK_RESET"));
+        let (link_email_change, link_email_undo) = (application("LINK_EMAIL_CHANGE"), application("LINK_EMAIL_UNDO"));
+        let mail = mail?.unwrap_or_else(|| if public_url.loopback { Route::File("data/mail".into()) } else { Route::Log });
+        if mail == Route::Log {
+            warnings.push("MAIL=log: no letter leaves, so nobody hears of a new sign-in or can reset a password; set MAIL=smtp://…".into());
+        }
         warn_of_other_sites(&public_url, &allowed_origins, &mut warnings);
         let database_url = match (database_url?, pool_size?) {
             (db::Url::Postgres(server), connections) => {
@@ -248,7 +303,6 @@ impl Reader<'_> {
         Some(Config {
             listen_addr: listen_addr?,
             trusted_proxies: proxies?.unwrap_or_else(|| if public_url.loopback { loopback_nets() } else { Vec::new() }),
-            public_url,
             base_path: base_path?,
             database_url,
             allowed_origins,
@@ -265,9 +319,19 @@ impl Reader<'_> {
             argon2_memory_kib: memory,
             argon2_iterations: iterations,
             roles: roles?,
+            sign_up: sign_up?,
+            unverified_retention: unverified_retention?,
+            mail,
+            mail_from: mail_from?.map_or_else(|| no_reply(&public_url.host()), Ok).ok()?,
+            templates: templates?,
+            link_verify: link_verify?,
+            link_reset: link_reset?,
+            link_email_change: link_email_change?,
+            link_email_undo: link_email_undo?,
             shutdown_grace: shutdown_grace?,
             log: log?,
             log_format: log_format?,
+            public_url,
             warnings,
         })
     }
@@ -283,6 +347,22 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    /// Reads `MAIL`, or what `MAIL_FILE` holds. `None`: it depends on where this server is.
+    fn mail(&mut self) -> Option<Option<Route>> {
+        let file = self.variables.get("MAIL_FILE").unwrap_or("").trim();
+        if file.is_empty() {
+            return self.parse("MAIL", mail);
+        }
+        if self.variables.get("MAIL").is_some() {
+            self.faults.push("MAIL_FILE: MAIL is set too; allowed: one of them".into());
+            return None;
+        }
+        self.parse("MAIL_FILE", |path| {
+            let text = std::fs::read_to_string(path).map_err(|e| format!("\"{path}\" cannot be read: {e}"))?;
+            mail(text.trim())
+        })
     }
 
     fn judge_transport(&mut self, public_url: &PublicUrl, insecure: bool, warnings: &mut Vec<String>) {
@@ -373,6 +453,20 @@ mod tests {
             ("MAX_SESSIONS_PER_USER", "0"),
             ("CLEAR_SITE_DATA", "everything"),
             ("LOG_FORMAT", "xml"),
+            ("SIGNUP", "yes"),
+            ("UNVERIFIED_RETENTION", "7"),
+            ("MAIL", "sendmail"),
+            ("MAIL", "smtp://"),
+            ("MAIL", "smtp://mail.example.com/path"),
+            ("MAIL", "file:"),
+            ("MAIL_FILE", "/nowhere/at/all"),
+            ("MAIL_FROM", "nobody"),
+            ("MAIL_FROM", "a@x.test, b@x.test"),
+            ("TEMPLATE_DIR", "/nowhere/at/all"),
+            ("LINK_RESET", "http://localhost:8300/reset"),
+            ("LINK_RESET", "http://localhost:8300/{token}/reset"),
+            ("LINK_RESET", "https://evil.test/{token}"),
+            ("LINK_RESET", "{token}"),
             ("ALLOW_INSECURE_HTTP", "yes"),
         ];
         for (name, value) in wrong {
@@ -389,7 +483,10 @@ mod tests {
 
     #[test]
     fn an_allowed_origin_on_another_site_is_a_warning() {
-        let at = |origins| read(&[("PUBLIC_URL", "https://id.example.com"), ("ALLOWED_ORIGINS", origins)]).expect("right").warnings.len();
+        let at = |origins| {
+            let config = read(&[("PUBLIC_URL", "https://id.example.com"), ("ALLOWED_ORIGINS", origins)]).expect("right");
+            config.warnings.iter().filter(|warning| warning.starts_with("ALLOWED_ORIGINS")).count()
+        };
         assert_eq!(at("https://app.example.com"), 0);
         assert_eq!(at("https://app.example.org"), 1);
         assert_eq!(at("http://app.example.com"), 1);
@@ -401,6 +498,37 @@ mod tests {
         assert_eq!(trusted(&[("PUBLIC_URL", "https://id.example.com")]), 0);
         assert_eq!(trusted(&[("TRUSTED_PROXIES", "")]), 0);
         assert_eq!(trusted(&[("TRUSTED_PROXIES", "10.0.0.0/8, 192.168.1.1")]), 2);
+    }
+
+    #[test]
+    fn a_mail_server_is_a_url_and_its_password_is_not_shown() {
+        let config = read(&[("MAIL", "smtp://post:p%40ss@mail.example.com")]).expect("right");
+        let Route::Smtp(server) = &config.mail else { panic!("no server") };
+        assert_eq!((server.port, server.tls_at_once, server.loopback), (587, false, false));
+        assert_eq!(server.login, Some(("post".into(), "p@ss".into())));
+        assert!(!format!("{config:?}").contains("p@ss"));
+        assert!(!fault_of("MAIL", "smtp://post:hunter2@mail.example.com/x").expect("wrong").contains("hunter2"));
+        let Route::Smtp(server) = read(&[("MAIL", "smtps://mail.example.com")]).expect("right").mail else { panic!("no server") };
+        assert_eq!((server.port, server.tls_at_once), (465, true));
+    }
+
+    #[test]
+    fn without_a_setting_letters_go_to_a_folder_on_this_machine_and_to_the_log_elsewhere() {
+        assert_eq!(read(&[]).expect("right").mail, Route::File("data/mail".into()));
+        let config = read(&[("PUBLIC_URL", "https://id.example.com")]).expect("right");
+        assert_eq!(config.mail, Route::Log);
+        assert!(config.warnings.iter().any(|warning| warning.starts_with("MAIL=log")));
+        assert_eq!(config.mail_from.to_string(), "no-reply@id.example.com");
+    }
+
+    #[test]
+    fn a_link_to_the_application_ends_with_the_token_and_stays_with_ours() {
+        let set = [("ALLOWED_ORIGINS", "https://app.example.com"), ("LINK_RESET", "https://app.example.com/reset#t={token}")];
+        assert_eq!(read(&set).expect("right").link_reset.as_deref(), Some("https://app.example.com/reset#t="));
+        assert_eq!(
+            read(&[("LINK_VERIFY", "http://localhost:8300/app/verify/{token}")]).expect("right").link_verify.as_deref(),
+            Some("http://localhost:8300/app/verify/")
+        );
     }
 
     #[test]

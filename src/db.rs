@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::chance::Chance;
@@ -150,6 +151,12 @@ impl Tx {
         &self.setting.live
     }
 
+    /// Rings once the transaction has committed: a letter waits in the outbox.
+    pub fn ring_post_bell(&mut self) {
+        let bell = self.setting.post_bell.clone();
+        self.after_commit(move || bell.notify_one());
+    }
+
     /// Makes memory forget a token once the transaction has committed, before anybody hears of the commit.
     pub fn forget(&mut self, token: &TokenHash) {
         self.dead.push(*token);
@@ -231,6 +238,7 @@ struct Setting {
     chance: Chance,
     mint: Mint,
     live: LiveSessions,
+    post_bell: Arc<Notify>,
 }
 
 /// The database. Cheap to clone; all clones are one.
@@ -293,7 +301,7 @@ impl Db {
             Url::Sqlite(path) => Store::Sqlite(Arc::new(sqlite::Sqlite::open(path, live.clone())?)),
             Url::Postgres(server) => Store::Postgres(Arc::new(postgres::Postgres::open(server).await?)),
         };
-        let setting = Setting { clock, chance, mint: Mint::default(), live };
+        let setting = Setting { clock, chance, mint: Mint::default(), live, post_bell: Arc::default() };
         let db = Db { store, setting: Arc::new(setting) };
         migrate::run(&db).await?;
         Ok(db)
@@ -302,6 +310,11 @@ impl Db {
     /// The live sessions that this database keeps true.
     pub fn live(&self) -> &LiveSessions {
         &self.setting.live
+    }
+
+    /// Waits until a letter was put into the outbox by this process.
+    pub async fn post_bell(&self) {
+        self.setting.post_bell.notified().await;
     }
 
     /// Randomness for salts and tokens that are made outside of a transaction.

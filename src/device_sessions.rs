@@ -30,13 +30,14 @@ use crate::event::By;
 use crate::form::{Form, FromForm, NoQuery, Nothing, Query, Rules};
 use crate::guard::{PathId, SignedIn};
 use crate::id::{SessionId, UserId};
+use crate::letter_token::{self, Purpose};
 use crate::session_security::Verdict;
 
-pub use ending::{end, end_others_of, revoke, revoke_all, settle, settle_chunk, sign_out, time_out};
+pub use ending::{end, end_others_of, revoke, revoke_all, revoke_all_but, settle, settle_chunk, sign_out, time_out};
 pub use opening::{Opening, open};
 pub use row::{DeviceSession, EndReason, by_id, live_of};
 pub(crate) use token::{BY_TOKEN, Found};
-pub use token::{Known, holding, holding_with_user, look_up, looks_stolen, refusal_for, report_if_stolen, still_current};
+pub use token::{Known, holding, holding_with_user, live_with, look_up, looks_stolen, refusal_for, report_if_stolen, still_current};
 
 use row::open_of;
 
@@ -92,6 +93,8 @@ pub async fn end_others(State(app): State<App>, SignedIn(me): SignedIn, client: 
         .write(move |tx| -> Result<u64, Error> {
             still_current(tx, &me)?;
             let mut ended = end_others_of(tx, &me, By::User, "asked", scene.clone())?;
+            // One of the others may have asked for another address. EML-02.
+            letter_token::kill_with_letters(tx, me.user_id, Purpose::ChangeEmail)?;
             if ask.include_current {
                 ended += u64::from(sign_out(tx, &me.token, client.ip)?);
             }

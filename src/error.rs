@@ -56,6 +56,10 @@ pub enum Refusal {
     NotFound,
     MethodNotAllowed,
     EmailTaken,
+    EmailUnverified,
+    /// The link of a letter: spent, expired, replaced by a newer one, or unknown.
+    InvalidToken,
+    SignUpClosed,
     LastAdmin,
     BodyTooLarge,
     UnsupportedMediaType,
@@ -148,6 +152,13 @@ impl Refusal {
                 t(S::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed", "The Allow header lists the methods of this route.")
             }
             Refusal::EmailTaken => t(S::CONFLICT, "email_taken", "This e-mail has an account", "Sign in instead, or use another address."),
+            Refusal::EmailUnverified => {
+                t(S::FORBIDDEN, "email_unverified", "The e-mail address is not confirmed", "Follow the link in the letter, or ask for another one.")
+            }
+            Refusal::InvalidToken => {
+                t(S::BAD_REQUEST, "invalid_token", "This link is not good any more", "It was used, has expired, or a newer one was sent. Ask for another.")
+            }
+            Refusal::SignUpClosed => t(S::FORBIDDEN, "signup_closed", "Nobody can sign up here", "Ask the people who run this site for an account."),
             Refusal::LastAdmin => {
                 t(S::CONFLICT, "last_admin", "This is the last admin", "Make somebody else admin first, or nobody could administer this server.")
             }

@@ -5,12 +5,17 @@
 //! said. No event holds a secret, and what a stranger typed is not repeated: a failed sign-in names an account only if
 //! there is one.
 
+pub mod letters;
+pub mod outbox;
+
 use serde_json::{Value, json};
 
+use crate::account::email::Email;
 use crate::clock::Timestamp;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::{DeviceSession, EndReason};
-use crate::id::{EventId, LetterId, SessionId, UserId};
+use crate::id::{EventId, SessionId, UserId};
+use letters::{LetterKind, To};
 
 /// Who caused it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,10 +85,33 @@ pub enum Event {
     AccountEnabled {
         by: By,
     },
+    VerificationRequested,
+    EmailVerified,
+    /// Somebody wanted to open an account with this one's address, or to move theirs to it.
+    AddressInUse,
+    PasswordResetRequested,
+    PasswordReset,
+    EmailChangeRequested {
+        to: Email,
+    },
+    EmailChanged {
+        from: Email,
+        to: Email,
+    },
+    EmailChangeUndone {
+        from: Email,
+        to: Email,
+    },
+    /// "This was not me."
+    SessionDisowned,
+    LetterFailed {
+        letter: LetterKind,
+        attempts: i64,
+    },
 }
 
 /// Every kind, as the API spells it.
-pub const KINDS: [&str; 14] = [
+pub const KINDS: [&str; 24] = [
     "signed_up",
     "signed_in",
     "sign_in_failed",
@@ -98,6 +126,16 @@ pub const KINDS: [&str; 14] = [
     "role_changed",
     "account_disabled",
     "account_enabled",
+    "verification_requested",
+    "email_verified",
+    "address_in_use",
+    "password_reset_requested",
+    "password_reset",
+    "email_change_requested",
+    "email_changed",
+    "email_change_undone",
+    "session_disowned",
+    "letter_failed",
 ];
 
 impl Event {
@@ -118,6 +156,16 @@ impl Event {
             Event::RoleChanged { .. } => "role_changed",
             Event::AccountDisabled { .. } => "account_disabled",
             Event::AccountEnabled { .. } => "account_enabled",
+            Event::VerificationRequested => "verification_requested",
+            Event::EmailVerified => "email_verified",
+            Event::AddressInUse => "address_in_use",
+            Event::PasswordResetRequested => "password_reset_requested",
+            Event::PasswordReset => "password_reset",
+            Event::EmailChangeRequested { .. } => "email_change_requested",
+            Event::EmailChanged { .. } => "email_changed",
+            Event::EmailChangeUndone { .. } => "email_change_undone",
+            Event::SessionDisowned => "session_disowned",
+            Event::LetterFailed { .. } => "letter_failed",
         }
     }
 
@@ -148,25 +196,38 @@ impl Event {
             | Event::AccountEnabled { by } => json!({"by": by.word()}),
             // The answer to a stranger is the same; the operator may know that it was not the password.
             Event::SignInFailed { disabled: true } => json!({"disabled": true}),
+            Event::EmailChangeRequested { to } => json!({"to": to.shown()}),
+            Event::EmailChanged { from, to } | Event::EmailChangeUndone { from, to } => json!({"from": from.shown(), "to": to.shown()}),
+            Event::LetterFailed { letter, attempts } => json!({"letter": letter.word(), "attempts": attempts}),
             _ => json!({}),
         }
     }
 
-    /// Whether the user gets a letter. ASVS 6.3.5, 6.3.7.
-    fn tells_user(&self) -> bool {
+    /// Which letters it makes, and to whom. ASVS 6.3.5, 6.3.7.
+    fn letters(&self) -> Vec<(LetterKind, To)> {
+        let owner = |kind| vec![(kind, To::Owner)];
         match self {
-            Event::NewIpLogin | Event::PasswordChanged { .. } | Event::RotatedTokenReused | Event::RoleChanged { .. } => true,
-            Event::AccountDisabled { .. } | Event::AccountEnabled { .. } => true,
-            Event::NewDeviceLogin { also_new_ip } => !also_new_ip,
+            Event::SignedUp { by: By::User } | Event::VerificationRequested => owner(LetterKind::VerifyEmail),
+            Event::NewIpLogin => owner(LetterKind::NewIpLogin),
+            Event::NewDeviceLogin { also_new_ip: false } => owner(LetterKind::NewDeviceLogin),
+            Event::PasswordChanged { .. } | Event::PasswordReset => owner(LetterKind::PasswordChanged),
             // The letter about a change tells of the sessions that it ended.
-            Event::SessionsRevoked { because, .. } => *because == "asked",
-            _ => false,
+            Event::SessionsRevoked { because: "asked", .. } => owner(LetterKind::SessionsRevoked),
+            Event::RotatedTokenReused => owner(LetterKind::RotatedTokenReused),
+            Event::RoleChanged { .. } => owner(LetterKind::RoleChanged),
+            Event::AccountDisabled { .. } => owner(LetterKind::AccountDisabled),
+            Event::AccountEnabled { .. } => owner(LetterKind::AccountEnabled),
+            Event::AddressInUse => owner(LetterKind::AddressInUse),
+            Event::PasswordResetRequested => owner(LetterKind::ResetPassword),
+            Event::EmailChangeRequested { to } => vec![(LetterKind::ChangeEmail, To::Address(to.clone())), (LetterKind::EmailChangeRequested, To::Owner)],
+            Event::EmailChanged { from, .. } => vec![(LetterKind::EmailChanged, To::Address(from.clone()))],
+            _ => Vec::new(),
         }
     }
 
     /// Whether an operator should look at it.
     fn is_alarm(&self) -> bool {
-        matches!(self, Event::NewIpLogin | Event::RotatedTokenReused)
+        matches!(self, Event::NewIpLogin | Event::RotatedTokenReused | Event::SessionDisowned | Event::EmailChangeUndone { .. } | Event::LetterFailed { .. })
     }
 }
 
@@ -228,13 +289,10 @@ pub fn record(tx: &mut Tx, scene: Scene, event: Event) -> Result<(), Fault> {
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         (id, now, event.kind(), scene.user, actor, scene.session, scene.ip.as_deref(), scene.device_name.as_deref(), &detail),
     )?;
-    if let (true, Some(user)) = (event.tells_user(), scene.user) {
-        let letter = LetterId(tx.next_id());
-        tx.run(
-            "INSERT INTO outbox (id, event_id, kind, user_id, session_id, due_at, leased_until, attempts)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-            (letter, id, event.kind(), user, scene.session, now, 0, 0),
-        )?;
+    if let Some(user) = scene.user {
+        for (kind, to) in event.letters() {
+            outbox::post(tx, id, user, scene.session, kind, &to)?;
+        }
     }
     tx.after_commit(move || log(&scene, &event));
     Ok(())
@@ -291,6 +349,11 @@ impl crate::db::FromRow for Recorded {
             detail: serde_json::from_str(&detail).map_err(|e| Fault::broken(format!("an event's detail: {e}")))?,
         })
     }
+}
+
+/// Reads one event.
+pub fn by_id(tx: &mut Tx, id: EventId) -> Result<Option<Recorded>, Fault> {
+    tx.row("SELECT id, at, kind, user_id, actor_id, session_id, ip, device_name, detail FROM events WHERE id = ?1", (id,))
 }
 
 /// Reads a user's events, newest first, `limit` at most.

@@ -199,6 +199,20 @@ pub fn read_json<T: FromForm>(body: &[u8], rules: &Rules<'_>) -> Result<T, Error
     }
 }
 
+/// A request body of type `T`, in which every field may be absent; so may the body itself.
+pub struct JsonOrNothing<T>(pub T);
+
+impl<T: FromForm> FromRequest<App> for JsonOrNothing<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
+        let (parts, body) = request.into_parts();
+        let (body, rules) = (whole(body).await?, Rules::of(app, &parts.extensions));
+        let body = if body.is_empty() { Bytes::from_static(b"{}") } else { body };
+        read_json(&body, &rules).map(JsonOrNothing)
+    }
+}
+
 /// Reads a query string; a parameter that stands twice is refused.
 pub fn read_query<T: FromForm>(query: &str, rules: &Rules<'_>) -> Result<T, Error> {
     let mut fields = BTreeMap::new();

@@ -11,8 +11,8 @@ use axum::response::{IntoResponse, Response};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use uuid::Uuid;
 
-use crate::error::Error;
-use crate::form::{NoQuery, Query};
+use crate::error::{Error, Problem, Refusal};
+use crate::form::{Form, FromForm, Query, Rules};
 use crate::guard::SignedIn;
 
 const USER: HeaderName = HeaderName::from_static("x-holdfast-user");
@@ -26,11 +26,15 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b' ').add(b'"').add(b',').add
 
 /// Says whose request it is.
 #[utoipa::path(get, path = "/check", tag = "Check", operation_id = "check", security(("session" = [])),
+    params(("verified" = Option<bool>, Query, description = "true: `403 email_unverified` for accounts whose address is not confirmed")),
     responses((status = 204, headers(
             ("X-Holdfast-User" = String, description = "The user's id"), ("X-Holdfast-Session" = String, description = "The session's id"),
             ("X-Holdfast-Role" = String), ("X-Holdfast-Email" = String, description = "Percent-encoded UTF-8"),
-            ("X-Holdfast-Email-Verified" = bool)))))]
-pub async fn check(SignedIn(me): SignedIn, Query(NoQuery): Query<NoQuery>) -> Result<Response, Error> {
+            ("X-Holdfast-Email-Verified" = bool))), (status = 403, body = Problem)))]
+pub async fn check(SignedIn(me): SignedIn, Query(Terms { verified }): Query<Terms>) -> Result<Response, Error> {
+    if verified && !me.email_verified {
+        return Err(Refusal::EmailUnverified.into());
+    }
     let mut response = StatusCode::NO_CONTENT.into_response();
     let headers = response.headers_mut();
     // With room for what every answer says besides.
@@ -41,6 +45,17 @@ pub async fn check(SignedIn(me): SignedIn, Query(NoQuery): Query<NoQuery>) -> Re
     headers.insert(EMAIL, text(&Cow::from(utf8_percent_encode(me.who.email(), ESCAPED))));
     headers.insert(EMAIL_VERIFIED, HeaderValue::from_static(if me.email_verified { "true" } else { "false" }));
     Ok(response)
+}
+
+/// What a proxy may ask for beyond a session.
+pub struct Terms {
+    verified: bool,
+}
+
+impl FromForm for Terms {
+    fn take(form: &mut Form, _: &Rules<'_>) -> Option<Self> {
+        Some(Terms { verified: form.flag("verified", false)? })
+    }
 }
 
 fn id(id: Uuid) -> HeaderValue {

@@ -9,7 +9,8 @@
 //!   type is the permission.
 //! - [`account`]: sign-up, sign-in, sign-out, password change, one's own account; [`factor`]: passwords and the threads that
 //!   hash them; [`forward_auth`]: the question of reverse proxies; [`admin`]: the administrator's view.
-//! - [`event`]: everything that can happen, and the one way to say that it did; [`lease`]: work that one instance does for all.
+//! - [`event`]: everything that can happen, and the one way to say that it did; its letters and their outbox. [`templates`] and
+//!   [`mail`]: how they are written and how they leave; [`letter_token`]: the links in them; [`security_page`]: where those lead.
 //! - [`client`]: who calls; [`cookie`], [`cross_site`], [`form`]: what browsers send, read strictly; [`error`]: the two kinds of
 //!   "no"; [`health`], [`openapi`]: for operators and machines; [`command`]: the command line; [`log`]: where lines go.
 //! - [`db`]: the seam to the database; [`clock`], [`chance`], [`id`], [`secret`]: now, randomness, typed ids, tokens and their
@@ -39,13 +40,17 @@ pub mod guard;
 pub mod health;
 pub mod id;
 pub mod lease;
+pub mod letter_token;
 pub mod live_sessions;
 pub mod log;
+pub mod mail;
 pub mod middleware;
 pub mod openapi;
 pub mod purge;
 pub mod router;
 pub mod secret;
+pub mod security_page;
 pub mod serve;
 pub mod session_extractor;
 pub mod session_security;
+pub mod templates;

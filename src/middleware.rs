@@ -100,7 +100,8 @@ where
             let headers = response.headers_mut();
             cross_site::open_to(reader, headers, &app.config);
             for (name, value) in SAFE {
-                headers.insert(name, HeaderValue::from_static(value));
+                // The pages of letters have a policy of their own.
+                headers.entry(name).or_insert(HeaderValue::from_static(value));
             }
             if app.config.public_url.https {
                 headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
@@ -144,11 +145,23 @@ async fn in_our_words(answer: impl Future<Output = Response>, id: &RequestId) ->
     }
 }
 
-/// Who may reach a handler.
+/// What a handler is, to who comes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum To {
     Anybody,
+    /// Anybody, with a form instead of JSON.
+    Page,
     SignedIn,
+}
+
+impl To {
+    /// Whether a body of this type is read at all.
+    fn wants(self, headers: &HeaderMap) -> bool {
+        match self {
+            To::Page => is_urlencoded(headers),
+            To::Anybody | To::SignedIn => is_json(headers),
+        }
+    }
 }
 
 /// The layer before the handlers of a route: the body, and the session where one is needed.
@@ -162,6 +175,11 @@ impl Entrance {
     /// Anybody may come in: the body is read.
     pub fn open(app: &App) -> Self {
         Entrance { app: app.clone(), to: To::Anybody }
+    }
+
+    /// A page that a letter led to: anybody may come in, and the body is what a form sends.
+    pub fn page(app: &App) -> Self {
+        Entrance { app: app.clone(), to: To::Page }
     }
 
     /// Who is signed in may come in: the body is read, then the session is judged.
@@ -198,7 +216,7 @@ impl Service<Request> for Entered {
         let Entered { entrance: Entrance { app, to }, handler } = self.clone();
         Box::pin(async move {
             let route = request.extensions().get::<MatchedPath>().cloned();
-            let (mut response, session) = match read_body(request).await {
+            let (mut response, session) = match read_body(request, to).await {
                 Ok(request) if to == To::SignedIn => require_session(&app, request, handler).await,
                 Ok(request) => (run(handler, request).await, None),
                 Err(refusal) => (hang_up(refusal), None),
@@ -292,21 +310,21 @@ fn log(id: &RequestId, method: &Method, response: &Response, took: Duration) {
 }
 
 /// Reads the body, if there is one, before the request goes on.
-async fn read_body(request: Request) -> Result<Request, Refusal> {
+async fn read_body(request: Request, to: To) -> Result<Request, Refusal> {
     match has_body(request.headers(), request.body()) {
-        true => Box::pin(read_whole(request)).await,
+        true => Box::pin(read_whole(request, to)).await,
         false => Ok(request),
     }
 }
 
-/// Reads a body whole: at most 64 KiB of JSON within 30 s.
-async fn read_whole(request: Request) -> Result<Request, Refusal> {
+/// Reads a body whole: at most 64 KiB of the right type within 30 s.
+async fn read_whole(request: Request, to: To) -> Result<Request, Refusal> {
     let (parts, body) = request.into_parts();
     let declared = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
     if declared.is_some_and(|bytes| bytes > BODY_BYTES as u64) {
         return Err(Refusal::BodyTooLarge);
     }
-    if !is_json(&parts.headers) {
+    if !to.wants(&parts.headers) {
         return Err(Refusal::UnsupportedMediaType);
     }
     let collected = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_BYTES).collect()).await;
@@ -325,15 +343,25 @@ fn has_body(headers: &HeaderMap, body: &Body) -> bool {
     declared || headers.contains_key(TRANSFER_ENCODING) || !body.is_end_stream()
 }
 
-/// `application/json`, once, as itself or in UTF-8. Anything else could be sent by a form of another site. CSRF-01.
+/// `application/json`: anything else could be sent by a form of another site. CSRF-01.
 fn is_json(headers: &HeaderMap) -> bool {
+    is_of_type(headers, "application/json")
+}
+
+/// What a form sends. Those of other sites were refused before: by their origin.
+fn is_urlencoded(headers: &HeaderMap) -> bool {
+    is_of_type(headers, "application/x-www-form-urlencoded")
+}
+
+/// One type, once, as itself or in UTF-8.
+fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let (Some(media_type), None) = (types.next().and_then(|value| value.to_str().ok()), types.next()) else { return false };
     let (essence, parameters) = media_type.split_once(';').unwrap_or((media_type, ""));
     let parameters = parameters.trim();
     let plain = !headers.contains_key(CONTENT_ENCODING);
     let utf8 = parameters.is_empty() || ["charset=utf-8", "charset=\"utf-8\""].iter().any(|known| parameters.eq_ignore_ascii_case(known));
-    plain && utf8 && essence.trim().eq_ignore_ascii_case("application/json")
+    plain && utf8 && essence.trim().eq_ignore_ascii_case(wanted)
 }
 
 #[cfg(test)]

@@ -8,37 +8,48 @@ use crate::cookie::DEVICE_DAYS;
 use crate::db::{Db, Fault, WRITER_SHARE};
 use crate::id::{EventId, floor};
 
-/// Letters that found no way out within a day would only confuse. Those who wait for a mail server give up then.
-const LETTER_RETENTION: Duration = Duration::from_secs(24 * 3600);
+/// The outbox gives a letter up after a day. What has left is kept for as long, since it counts against the next ones.
+const LETTER_RETENTION: Duration = Duration::from_secs(48 * 3600);
 
-/// A kind of row that grows old, and how a chunk of it goes. `?1` is the limit of its age, `?2` the size of the chunk.
+/// A kind of row that grows old, and how a chunk of it goes. `?1` is the limit of its age, `?2` the size of the chunk, `?3` now.
 struct Kind {
     name: &'static str,
     older_than: fn(&Config) -> Duration,
     sql: &'static str,
-    by_id: bool,
+    age: Age,
+}
+
+/// How a statement tells the age of a row.
+#[derive(Clone, Copy)]
+enum Age {
+    /// By a column.
+    Column,
+    /// By its id.
+    Id,
+    /// By a column, and it needs to know now.
+    ColumnAndNow,
 }
 
 /// Retired tokens go with their session, by the foreign key.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 8] = [
     Kind {
         name: "ended sessions",
         older_than: |config| config.ended_session_retention,
         sql: "DELETE FROM device_sessions WHERE id IN (SELECT id FROM device_sessions WHERE ended_at IS NOT NULL AND ended_at < ?1 LIMIT ?2)",
-        by_id: false,
+        age: Age::Column,
     },
     Kind {
         // Nobody came back with their token, so nobody was told; they have been dead since their deadline.
         name: "expired sessions",
         older_than: |config| config.ended_session_retention,
         sql: "DELETE FROM device_sessions WHERE id IN (SELECT id FROM device_sessions WHERE ended_at IS NULL AND expires_at < ?1 LIMIT ?2)",
-        by_id: false,
+        age: Age::Column,
     },
     Kind {
         name: "known IPs",
         older_than: |config| config.known_ip_retention,
         sql: "DELETE FROM known_ips WHERE (user_id, network) IN (SELECT user_id, network FROM known_ips WHERE last_seen_at < ?1 LIMIT ?2)",
-        by_id: false,
+        age: Age::Column,
     },
     Kind {
         // As long as browsers keep the cookie.
@@ -46,20 +57,36 @@ const KINDS: [Kind; 6] = [
         older_than: |config| config.known_ip_retention.max(Duration::from_secs(DEVICE_DAYS * 86_400)),
         sql: "DELETE FROM known_devices WHERE (user_id, device_hash) IN
               (SELECT user_id, device_hash FROM known_devices WHERE last_seen_at < ?1 LIMIT ?2)",
-        by_id: false,
+        age: Age::Column,
     },
     Kind {
         // UUIDv7: the id says when, so the primary key is the index.
         name: "events",
         older_than: |config| config.event_retention,
         sql: "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE id < ?1 LIMIT ?2)",
-        by_id: true,
+        age: Age::Id,
     },
     Kind {
         name: "letters",
         older_than: |_| LETTER_RETENTION,
-        sql: "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE due_at < ?1 LIMIT ?2)",
-        by_id: false,
+        sql: "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE created_at < ?1 LIMIT ?2)",
+        age: Age::Column,
+    },
+    Kind {
+        name: "links of letters",
+        older_than: |_| Duration::ZERO,
+        sql: "DELETE FROM letter_tokens WHERE token_hash IN (SELECT token_hash FROM letter_tokens WHERE expires_at < ?1 LIMIT ?2)",
+        age: Age::Column,
+    },
+    Kind {
+        // Nobody has proved the address, and it should be free for its owner. VER-04. Whose letter never left was never
+        // asked; whoever is signed in is using the account.
+        name: "unverified accounts",
+        older_than: |config| config.unverified_retention,
+        sql: "DELETE FROM users WHERE id IN (SELECT u.id FROM users AS u WHERE u.email_verified = 0 AND u.created_at < ?1
+                  AND u.verification_sent_at IS NOT NULL AND u.verification_sent_at < ?1
+                  AND NOT EXISTS (SELECT 1 FROM device_sessions AS s WHERE s.user_id = u.id AND s.ended_at IS NULL AND s.expires_at >= ?3) LIMIT ?2)",
+        age: Age::ColumnAndNow,
     },
 ];
 
@@ -73,7 +100,7 @@ pub async fn purge(db: &Db, config: &Config, now: Timestamp, mut progress: impl 
         let limit = now.minus((kind.older_than)(config));
         let (mut gone, mut chunk) = (0, FIRST_CHUNK);
         loop {
-            let (deleted, took) = delete(db, &kind, limit, chunk).await?;
+            let (deleted, took) = delete(db, &kind, limit, chunk, now).await?;
             gone += deleted;
             progress(kind.name, gone);
             if deleted < chunk as u64 {
@@ -101,14 +128,15 @@ fn next_chunk(chunk: i64, took: Duration) -> i64 {
 }
 
 /// Deletes a chunk, and says how long the writer was held; waiting for it is nobody's loss.
-async fn delete(db: &Db, kind: &Kind, limit: Timestamp, chunk: i64) -> Result<(u64, Duration), Fault> {
-    let (sql, by_id) = (kind.sql, kind.by_id);
+async fn delete(db: &Db, kind: &Kind, limit: Timestamp, chunk: i64, now: Timestamp) -> Result<(u64, Duration), Fault> {
+    let (sql, age) = (kind.sql, kind.age);
     // Losing the newest of these in a power cut only means to delete them again.
     db.write_relaxed(move |tx| {
         let begun = Instant::now();
-        let deleted = match by_id {
-            true => tx.run(sql, (EventId(floor(limit)), chunk)),
-            false => tx.run(sql, (limit, chunk)),
+        let deleted = match age {
+            Age::Id => tx.run(sql, (EventId(floor(limit)), chunk)),
+            Age::Column => tx.run(sql, (limit, chunk)),
+            Age::ColumnAndNow => tx.run(sql, (limit, chunk, now)),
         };
         Ok((deleted?, begun.elapsed()))
     })

@@ -1,15 +1,15 @@
-//! Every route on one page: open ones, those that need a session, those for administrators.
+//! Every route on one page: open ones, the pages of letters, those that need a session, those for administrators.
 
 use axum::Router;
 use utoipa::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
-use crate::account::{login, logout, me, password_change, signup};
+use crate::account::{email_change, email_verification, login, logout, me, password_change, password_reset, signup};
 use crate::app::App;
 use crate::error::Refusal;
 use crate::middleware::{Around, Entrance};
-use crate::{admin, device_sessions, forward_auth, health, openapi};
+use crate::{admin, device_sessions, forward_auth, health, openapi, security_page};
 
 /// Builds the service: the routes, and the stack around them.
 pub fn router(app: App) -> Around {
@@ -26,6 +26,7 @@ fn routes(app: &App) -> OpenApiRouter<App> {
     // Each entrance stands before a route's own methods only: another method is `405` to everybody.
     let open = |(schemas, paths, route): UtoipaMethodRouter<App>| (schemas, paths, route.route_layer(Entrance::open(app)));
     let signed_in = |(schemas, paths, route): UtoipaMethodRouter<App>| (schemas, paths, route.route_layer(Entrance::signed_in(app)));
+    let page = |(schemas, paths, route): UtoipaMethodRouter<App>| (schemas, paths, route.route_layer(Entrance::page(app)));
     // What needs the role admin says so in its handler's type.
     let admin = signed_in;
 
@@ -36,10 +37,23 @@ fn routes(app: &App) -> OpenApiRouter<App> {
         .routes(open(routes!(health::live)))
         .routes(open(routes!(health::ready)))
         .routes(open(routes!(openapi::show)))
+        .routes(open(routes!(email_verification::verify)))
+        .routes(open(routes!(email_verification::send_again)))
+        .routes(open(routes!(password_reset::forgot)))
+        .routes(open(routes!(password_reset::reset)))
+        .routes(open(routes!(email_change::confirm)))
+        .routes(open(routes!(email_change::undo)))
+        .routes(page(routes!(security_page::session, security_page::disown)))
+        .routes(page(routes!(security_page::end_all)))
+        .routes(page(routes!(security_page::verify_page, security_page::verify)))
+        .routes(page(routes!(security_page::reset_page, security_page::reset)))
+        .routes(page(routes!(security_page::change_page, security_page::change)))
+        .routes(page(routes!(security_page::undo_page, security_page::undo)))
         .routes(signed_in(routes!(forward_auth::check)))
         .routes(signed_in(routes!(me::show, me::rename)))
         .routes(signed_in(routes!(me::activity)))
         .routes(signed_in(routes!(password_change::change)))
+        .routes(signed_in(routes!(email_change::ask)))
         .routes(signed_in(routes!(device_sessions::list, device_sessions::end_others)))
         .routes(signed_in(routes!(device_sessions::end_one)))
         .routes(admin(routes!(admin::list_users)))

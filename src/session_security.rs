@@ -21,7 +21,7 @@ use ipnet::Ipv6Net;
 use crate::clock::{Timestamp, millis};
 use crate::config::{Config, Timeouts};
 use crate::db::{Fault, Tx};
-use crate::device_sessions::EndReason;
+use crate::device_sessions::{DeviceSession, EndReason};
 use crate::id::{SessionId, UserId};
 use crate::secret::{Token, TokenHash};
 
@@ -176,6 +176,27 @@ pub fn rotate(tx: &mut Tx, session: SessionId, old: &TokenHash) -> Result<Option
     tx.run("INSERT INTO retired_tokens (token_hash, session_id, retired_at, successor_used) VALUES (?1, ?2, ?3, 0)", (old, session, now))?;
     tx.forget(old);
     Ok(Some(token))
+}
+
+/// Makes memory read these sessions again: something that it keeps of their user has changed. Their last-active is written
+/// back before, since memory forgets it.
+pub fn refresh(tx: &mut Tx, sessions: &[DeviceSession]) -> Result<(), Fault> {
+    let rows: Vec<_> = sessions.iter().map(|session| vec![session.last_active_at.into(), session.id.into()]).collect();
+    tx.run_each("UPDATE device_sessions SET last_active_at = ?1 WHERE id = ?2 AND last_active_at < ?1 AND ended_at IS NULL", &rows)?;
+    sessions.iter().for_each(|session| tx.forget(&session.token));
+    Ok(())
+}
+
+/// Forgets where a session was opened and on which browser: the next sign-in from there is new again.
+pub fn forget_as_known(tx: &mut Tx, session: &DeviceSession) -> Result<(), Fault> {
+    if let Ok(ip) = session.ip.parse() {
+        tx.run("DELETE FROM known_ips WHERE user_id = ?1 AND network = ?2", (session.user_id, &network_of(ip)))?;
+    }
+    tx.run(
+        "DELETE FROM known_devices WHERE user_id = ?1 AND device_hash IN (SELECT device_hash FROM device_sessions WHERE id = ?2)",
+        (session.user_id, session.id),
+    )
+    .map(|_| ())
 }
 
 /// How long a retired token may still come back by accident: a request that was under way, a tab that was asleep.

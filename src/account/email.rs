@@ -71,7 +71,7 @@ fn is_atom(text: &str) -> bool {
 }
 
 /// White space, control, invisible and bidirectional characters: what a reader cannot see, an address may not hold.
-fn is_unseen(c: char) -> bool {
+pub fn is_unseen(c: char) -> bool {
     c.is_whitespace()
         || c.is_control()
         || matches!(c,

@@ -22,6 +22,7 @@ use crate::factor::password::{Password, PasswordHash};
 use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
 use crate::guard::SignedIn;
 use crate::id::UserId;
+use crate::letter_token;
 use crate::live_sessions::LiveSession;
 use crate::secret::Token;
 use crate::session_security::{judge, rotate};
@@ -121,13 +122,24 @@ fn replace(tx: &mut Tx, me: &LiveSession, hash: &PasswordHash, version: i64, sig
     Ok(Changed { user, session, token, signed_out, now: tx.now() })
 }
 
-/// Stores a new hash, if the account still is what `version` says; `None` asks for no version.
+/// Stores a new hash, if the account still is what `version` says; `None` asks for no version. The links of older letters are
+/// worth nothing from then on, but those that turn a thief out.
 pub fn set_password(tx: &mut Tx, user: UserId, hash: &PasswordHash, version: Option<i64>) -> Result<bool, Fault> {
     let changed = tx.run(
         "UPDATE users SET password_hash = ?2, security_version = security_version + 1 WHERE id = ?1 AND (?3 = 1 OR security_version = ?4)",
         (user, hash.as_str(), version.is_none(), version),
     )?;
+    if changed == 1 {
+        letter_token::kill_short_lived(tx, user)?;
+    }
     Ok(changed == 1)
+}
+
+/// Makes the password worth nothing, and with it whatever was begun with it. It can never fit again, and a check of it takes
+/// as long as any.
+pub fn void_password(tx: &mut Tx, user: UserId) -> Result<(), Fault> {
+    tx.run("UPDATE users SET password_hash = NULL, security_version = security_version + 1 WHERE id = ?1", (user,))?;
+    letter_token::kill_short_lived(tx, user)
 }
 
 impl Changed {

@@ -6,13 +6,14 @@
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use utoipa::ToSchema;
 
 use super::email::Email;
 use super::{Arrival, SignIn, SignedInView, User, UserView, by_email};
 use crate::app::App;
 use crate::client::Client;
+use crate::config::SignUpMode;
 use crate::db::{Fault, Tx};
 use crate::error::{Error, Problem, Refusal};
 use crate::event::{By, Event, Scene, record};
@@ -22,7 +23,7 @@ use crate::id::UserId;
 
 /// Trades an address and a password for an account and a session.
 #[utoipa::path(post, path = "/signup", tag = "Account", operation_id = "sign_up", request_body = SignUp,
-    responses((status = 201, body = SignedInView, headers(("Set-Cookie" = String, description = "The session cookie; at sign-in the device cookie too"))), (status = 409, body = Problem)))]
+    responses((status = 201, body = SignedInView, headers(("Set-Cookie" = String, description = "The session cookie; at sign-in the device cookie too"))), (status = 202, description = "With `SIGNUP=verify_first`, whatever the address: a letter tells the rest."), (status = 409, body = Problem)))]
 pub async fn sign_up(
     State(app): State<App>,
     client: Client,
@@ -31,6 +32,11 @@ pub async fn sign_up(
     Json(ask): Json<SignUp>,
 ) -> Result<Response, Error> {
     let SignUp { email, password, name } = ask;
+    match app.config.sign_up {
+        SignUpMode::Open => {}
+        SignUpMode::VerifyFirst => return by_letter(&app, &client, email, password, name).await,
+        SignUpMode::Closed => return Err(Refusal::SignUpClosed.into()),
+    }
     // Refused before the hash: what is taken need not cost 17 ms.
     let wanted = email.clone();
     if app.db.glance(move |tx| by_email(tx, &wanted)).await?.is_some() {
@@ -52,6 +58,25 @@ pub async fn sign_up(
         Some(signed_in) => Ok(signed_in.answer(StatusCode::CREATED, &app)),
         None => Err(Refusal::EmailTaken.into()),
     }
+}
+
+/// Opens the account and no session, and answers alike for every address: the letter tells its owner how to go on, or that
+/// there is an account already. The same work for both: one hash, one write.
+async fn by_letter(app: &App, client: &Client, email: Email, password: Password, name: String) -> Result<Response, Error> {
+    let hash = app.hasher.hash(client.ip, password, app.db.chance()).await?;
+    let scene = client.scene().await?;
+    let account = NewAccount { email, hash, name, role: app.config.first_role().into() };
+    app.db
+        .write(move |tx| -> Result<(), Error> {
+            if open_account(tx, &account, By::User, scene.clone())?.is_none()
+                && let Some(owner) = by_email(tx, &account.email)?
+            {
+                record(tx, scene.clone().whose(owner.view.id), Event::AddressInUse)?;
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(StatusCode::ACCEPTED.into_response())
 }
 
 /// What a sign-up sends.

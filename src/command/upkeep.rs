@@ -60,6 +60,7 @@ pub(super) fn check_config(config: &Config, variables: &Variables, json: bool) -
     let place = config.database_url.to_string();
     let rows = SETTINGS.iter().map(|setting| match variables.get(setting.name) {
         Some(_) if setting.name == "DATABASE_URL" && config.database_url.is_shared() => (setting.name, place.as_str(), "set"),
+        Some(value) if setting.name == "MAIL" && value.contains('@') => (setting.name, "(not shown: it may hold a password)", "set"),
         Some(value) => (setting.name, value, "set"),
         None => (setting.name, setting.default, "default"),
     });

@@ -7,9 +7,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use lettre::message::Mailbox;
+use percent_encoding::percent_decode_str;
 
-use super::{LogFormat, PublicUrl, Timeouts};
+use super::{LogFormat, PublicUrl, SignUpMode, Timeouts};
 use crate::db;
+use crate::mail::{Route, Server};
 
 pub(super) fn listen_addr(text: &str) -> Result<String, String> {
     let wrong = || format!("\"{text}\" is no address; allowed: host:port, such as localhost:8300, 0.0.0.0:8300 or [::]:8300");
@@ -252,4 +255,75 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
         "json" => Ok(LogFormat::Json),
         _ => Err(format!("\"{text}\" must be text or json")),
     }
+}
+
+pub(super) fn sign_up_mode(text: &str) -> Result<SignUpMode, String> {
+    match text {
+        "open" => Ok(SignUpMode::Open),
+        "verify_first" => Ok(SignUpMode::VerifyFirst),
+        "closed" => Ok(SignUpMode::Closed),
+        _ => Err(format!("\"{text}\" must be open, verify_first or closed")),
+    }
+}
+
+/// Reads a way for letters; `None` for auto. The value is not echoed: it may hold a password.
+pub(super) fn mail(text: &str) -> Result<Option<Route>, String> {
+    let wrong = || "allowed: smtp://user:password@host:587, smtps://user:password@host:465, file:FOLDER, log or auto".to_string();
+    match text {
+        "auto" => return Ok(None),
+        "log" => return Ok(Some(Route::Log)),
+        _ => {}
+    }
+    if let Some(folder) = text.strip_prefix("file:") {
+        return if folder.is_empty() { Err(wrong()) } else { Ok(Some(Route::File(PathBuf::from(folder)))) };
+    }
+    let url = url::Url::parse(text).map_err(|_| wrong())?;
+    let tls_at_once = match url.scheme() {
+        "smtp" => false,
+        "smtps" => true,
+        _ => return Err(wrong()),
+    };
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
+    if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+        return Err(wrong());
+    }
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(|text| text.into_owned()).map_err(|_| wrong());
+    let login = match (url.username(), url.password()) {
+        ("", None) => None,
+        (user, password) => Some((decoded(user)?, decoded(password.unwrap_or(""))?)),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let port = url.port().unwrap_or(if tls_at_once { 465 } else { 587 });
+    Ok(Some(Route::Smtp(Server { host: host.into(), port, tls_at_once, loopback, login })))
+}
+
+/// Reads a sender; `None` for auto.
+pub(super) fn mail_from(text: &str) -> Result<Option<Mailbox>, String> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| format!("\"{text}\" is no sender; allowed: Name <address>, an address, or auto"))
+}
+
+/// The sender that nobody chose. A host that cannot stand in an address becomes localhost.
+pub(super) fn no_reply(host: &str) -> Result<Mailbox, lettre::address::AddressError> {
+    let address = lettre::Address::new("no-reply", host).or_else(|_| lettre::Address::new("no-reply", "localhost"))?;
+    Ok(Mailbox::new(None, address))
+}
+
+/// Reads a link to the application, and gives what stands before the token: a token at the end cannot be cut by what follows it,
+/// and an origin that is not ours would get it.
+pub(super) fn application_link(text: &str, public_url: &PublicUrl, allowed: &[String]) -> Result<Option<String>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let rule = "allowed: a URL on PUBLIC_URL's or an allowed origin that ends with {token}, such as https://app.example.com/verify#{token}";
+    let wrong = || format!("\"{text}\" does not do; {rule}");
+    let before = text.strip_suffix("{token}").filter(|before| !before.contains(['{', '}'])).ok_or_else(wrong)?;
+    let url = url::Url::parse(before).map_err(|_| wrong())?;
+    let origin = url.origin().ascii_serialization();
+    let ours = origin == public_url.origin || allowed.contains(&origin);
+    let plain = url.username().is_empty() && url.password().is_none() && !before.chars().any(|c| c.is_whitespace() || c.is_control());
+    if ours && plain { Ok(Some(before.into())) } else { Err(wrong()) }
 }

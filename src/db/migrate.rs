@@ -6,8 +6,11 @@
 use super::{Db, Fault};
 
 /// Every step, in order. Append only: an applied text never changes.
-pub(super) const STEPS: &[(&str, &str)] =
-    &[("0001_sessions", include_str!("../../migrations/0001_sessions.sql")), ("0002_leases", include_str!("../../migrations/0002_leases.sql"))];
+pub(super) const STEPS: &[(&str, &str)] = &[
+    ("0001_sessions", include_str!("../../migrations/0001_sessions.sql")),
+    ("0002_leases", include_str!("../../migrations/0002_leases.sql")),
+    ("0003_letters", include_str!("../../migrations/0003_letters.sql")),
+];
 
 /// Where the steps themselves are remembered.
 pub(super) const OWN_TABLE: &str = "CREATE TABLE IF NOT EXISTS migrations (name TEXT NOT NULL PRIMARY KEY, sql TEXT NOT NULL, applied_at BIGINT NOT NULL);";

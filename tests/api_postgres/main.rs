@@ -4,7 +4,8 @@
 //! Beyond those: several instances on one database (`instances.rs`), and the way from a file to a server (`growing.rs`).
 //!
 //! Left out is what tells of SQLite's file (`file.rs`), of the program around it (`program.rs`: the same code as here, and a
-//! file that is damaged, moved, foreign or on a full disk), and of sockets, which no database has a part in (`wire.rs`).
+//! file that is damaged, moved, foreign or on a full disk), and of sockets
+//! and mail servers, which no database has a part in (`wire.rs`, `mail.rs`).
 
 #![allow(clippy::wrong_self_convention)]
 
@@ -29,18 +30,30 @@ mod account;
 mod admin;
 #[path = "../api/cross_site.rs"]
 mod cross_site;
+#[path = "../api/email_change.rs"]
+mod email_change;
+#[path = "../api/email_verification.rs"]
+mod email_verification;
 #[path = "../api/every_route.rs"]
 mod every_route;
+#[path = "../api/letters.rs"]
+mod letters;
 #[path = "../api/life_cycle.rs"]
 mod life_cycle;
 #[path = "../api/new_sign_in.rs"]
 mod new_sign_in;
+#[path = "../api/outbox.rs"]
+mod outbox;
+#[path = "../api/password_reset.rs"]
+mod password_reset;
 #[path = "../api/races.rs"]
 mod races;
 #[path = "../api/requests.rs"]
 mod requests;
 #[path = "../api/rotation.rs"]
 mod rotation;
+#[path = "../api/security_page.rs"]
+mod security_page;
 #[path = "../api/sessions.rs"]
 mod sessions;
 #[path = "../api/timeouts.rs"]

@@ -1,0 +1,130 @@
+//! `POST /password/forgot`, `POST /password/reset`: a way back in for whoever has the mailbox.
+//!
+//! Asking tells nobody whether an account exists: the same answer after the same work, one read and one write, for every
+//! address, and no wait for a mail server (ENUM-02). The letter goes to the address on record, byte for byte, whatever spelling
+//! was asked for (UNI-01). Its link is good for 30 minutes, once; it sets a password, ends every session, and signs nobody in
+//! (RST-05).
+//!
+//! The letter also proves the address. If nobody had, the account may have been opened by a stranger in the owner's name: then
+//! everything that was set before is forgotten (VER-01).
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use utoipa::ToSchema;
+
+use super::email::Email;
+use super::password_change::set_password;
+use super::{User, by_email, by_id};
+use crate::app::App;
+use crate::client::Client;
+use crate::db::{Fault, Tx};
+use crate::device_sessions::revoke_all;
+use crate::error::{Error, FieldError, Refusal};
+use crate::event::{By, Event, Scene, record};
+use crate::factor::password::{Password, PasswordHash};
+use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
+use crate::id::UserId;
+use crate::letter_token::{self, Purpose, look, spend};
+use crate::secret::{Token, TokenHash};
+
+/// Sends a letter with a way to a new password, if the address has an account.
+#[utoipa::path(post, path = "/password/forgot", tag = "Letters", operation_id = "forgot_password", request_body = Forgotten, responses((status = 202)))]
+pub async fn forgot(State(app): State<App>, client: Client, Query(NoQuery): Query<NoQuery>, Json(ask): Json<Forgotten>) -> Result<StatusCode, Error> {
+    let scene = client.scene().await?;
+    app.db.write(move |tx| ask_for_reset(tx, &ask.email, scene.clone()).map_err(Error::from)).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// What asking for a new password sends.
+#[derive(ToSchema)]
+pub struct Forgotten {
+    /// The account's address, in any case.
+    #[schema(value_type = String, format = Email, example = "ada@example.com")]
+    email: Email,
+}
+
+impl FromForm for Forgotten {
+    fn take(form: &mut Form, _: &Rules<'_>) -> Option<Self> {
+        Some(Forgotten { email: Email::take(form, "email")? })
+    }
+}
+
+/// For an address without an account the event is recorded all the same: the same work, and the operator sees a search.
+fn ask_for_reset(tx: &mut Tx, email: &Email, scene: Scene) -> Result<(), Fault> {
+    let scene = match by_email(tx, email)? {
+        Some(user) => scene.whose(user.view.id),
+        None => scene,
+    };
+    record(tx, scene, Event::PasswordResetRequested)
+}
+
+/// Trades the token of a letter for a new password. Ends every session and signs nobody in.
+#[utoipa::path(post, path = "/password/reset", tag = "Letters", operation_id = "reset_password", request_body = Reset, responses((status = 204)))]
+pub async fn reset(State(app): State<App>, client: Client, Query(NoQuery): Query<NoQuery>, Json(ask): Json<Reset>) -> Result<StatusCode, Error> {
+    let token = ask.token.ok_or(Refusal::InvalidToken)?;
+    choose(&app, &client, token.hash(), ask.new_password).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What a reset sends.
+#[derive(ToSchema)]
+pub struct Reset {
+    /// The end of the letter's link.
+    #[schema(value_type = String)]
+    token: Option<Token>,
+    /// `PASSWORD_MIN_LENGTH` (8) to 256 characters, not a common one.
+    #[schema(value_type = String, format = Password, min_length = 8, max_length = 256)]
+    new_password: Password,
+}
+
+impl FromForm for Reset {
+    fn take(form: &mut Form, rules: &Rules<'_>) -> Option<Self> {
+        let token = letter_token::take(form);
+        // Whose it is, and so whether it is their address, is known only once the token is.
+        let new = Password::take_new(form, "new_password", rules.config.password_min_length, None);
+        Some(Reset { token: token?, new_password: new? })
+    }
+}
+
+/// Chooses a new password with a token.
+///
+/// # Errors
+/// `400 invalid_token`; `422` for a password that is no good, with which the token stays good.
+pub async fn choose(app: &App, client: &Client, token: TokenHash, password: Password) -> Result<(), Error> {
+    // A token that is not good costs no hash.
+    let user = app.db.glance(move |tx| owner_of(tx, &token)).await?.ok_or(Refusal::InvalidToken)?;
+    if let Some((code, message)) = password.weakness(app.config.password_min_length, Email::parse(&user.view.email).as_ref()) {
+        let fault = FieldError { field: "new_password".into(), code: code.into(), message: message.into() };
+        return Err(Refusal::Invalid(vec![fault]).into());
+    }
+    let hash = app.hasher.hash(client.ip, password, app.db.chance()).await?;
+    let scene = client.scene().await?;
+    app.db.write(move |tx| replace(tx, &token, &hash, scene.clone())).await
+}
+
+fn owner_of(tx: &mut Tx, token: &TokenHash) -> Result<Option<User>, Error> {
+    let Some(grant) = look(tx, Purpose::ResetPassword, token)? else { return Ok(None) };
+    Ok(by_id(tx, grant.user)?.filter(|user| !user.disabled))
+}
+
+/// Spends the token, sets the password, ends the sessions: all or nothing.
+fn replace(tx: &mut Tx, token: &TokenHash, hash: &PasswordHash, scene: Scene) -> Result<(), Error> {
+    let grant = spend(tx, Purpose::ResetPassword, token)?.ok_or(Refusal::InvalidToken)?;
+    let user = by_id(tx, grant.user)?.filter(|user| !user.disabled).ok_or(Refusal::InvalidToken)?;
+    let id = user.view.id;
+    set_password(tx, id, hash, None)?;
+    revoke_all(tx, id, By::User, "password_reset", scene.clone())?;
+    if !user.view.email_verified && grant.proves(&user.view.email) {
+        begin_anew(tx, id)?;
+    }
+    Ok(record(tx, scene.whose(id), Event::PasswordReset)?)
+}
+
+/// Makes an account the property of whoever has just proved its address: nothing that somebody set before counts. Its next
+/// sign-in is told as new, wherever it comes from: better a letter too many than a mute alarm.
+fn begin_anew(tx: &mut Tx, user: UserId) -> Result<(), Fault> {
+    tx.run("UPDATE users SET email_verified = 1, name = '' WHERE id = ?1", (user,))?;
+    tx.run("DELETE FROM known_ips WHERE user_id = ?1", (user,))?;
+    tx.run("DELETE FROM known_devices WHERE user_id = ?1", (user,))?;
+    Ok(())
+}

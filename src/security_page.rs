@@ -1,0 +1,324 @@
+//! The small pages that the links of letters lead to, where the application has none of its own.
+//!
+//! No script, one button, and the browser's own rules on our side: nothing is loaded, a form goes to us only, and the referrer
+//! is our origin, never the path, which holds a secret (`no-referrer` would make browsers send `Origin: null` with the form). A
+//! `GET` changes nothing, so mail scanners and previews may come as often as they like (RST-06); the deed is a `POST` with an
+//! urlencoded body. Query parameters are not looked at: link trackers add some.
+//!
+//! A page tells nothing about its token: known, spent, expired and unknown ones get the same. The one exception is the page of
+//! a letter about a sign-in, which has to name the session; without one it looks like the answer to any dead link.
+
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::account::password_change::void_password;
+use crate::account::{email_change, email_verification, password_reset};
+use crate::app::App;
+use crate::client::Client;
+use crate::db::{Fault, Tx};
+use crate::device_sessions::{self, DeviceSession, revoke, revoke_all};
+use crate::error::{Error, Refusal};
+use crate::event::{By, Event, Scene, record};
+use crate::factor::password::Password;
+use crate::letter_token::{Grant, Purpose, look, mint, spend};
+use crate::secret::{Token, TokenHash};
+use crate::session_security::forget_as_known;
+use crate::templates::{for_people, plain};
+
+/// What a page shows.
+#[derive(Serialize, Default)]
+struct Page {
+    title: &'static str,
+    wrong: String,
+    texts: Vec<String>,
+    facts: Vec<(&'static str, String)>,
+    forms: Vec<PageForm>,
+    site: String,
+}
+
+#[derive(Serialize)]
+struct PageForm {
+    action: String,
+    button: &'static str,
+    field: Option<Field>,
+}
+
+#[derive(Serialize)]
+struct Field {
+    label: &'static str,
+    name: &'static str,
+    autocomplete: &'static str,
+    needed: bool,
+}
+
+impl Page {
+    fn new(title: &'static str, texts: &[&str]) -> Self {
+        Page { title, texts: texts.iter().map(|text| (*text).into()).collect(), ..Page::default() }
+    }
+
+    fn with_form(mut self, action: String, button: &'static str, field: Option<Field>) -> Self {
+        self.forms.push(PageForm { action, button, field });
+        self
+    }
+
+    fn but(mut self, wrong: impl Into<String>) -> Self {
+        self.wrong = wrong.into();
+        self
+    }
+
+    fn show(mut self, app: &App, status: StatusCode) -> Result<Response, Error> {
+        self.site = app.config.public_url.host();
+        let html = app.templates.page(&self).map_err(Fault::broken)?;
+        let policy = HeaderValue::from_str(app.templates.policy()).map_err(|e| Fault::broken(e.to_string()))?;
+        let mut response = (status, html).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+        headers.insert(CONTENT_SECURITY_POLICY, policy);
+        headers.insert(REFERRER_POLICY, HeaderValue::from_static("strict-origin"));
+        Ok(response)
+    }
+}
+
+/// Where a form goes: to the page that it stands on.
+fn action(app: &App, page: &str, token: &str) -> String {
+    // What is no token is not repeated.
+    let token = Token::read(token).map_or_else(|| "none".into(), |token| token.reveal());
+    format!("{}/security/{page}/{token}", app.config.base_path)
+}
+
+/// Spent, expired, replaced, unknown: the same.
+fn dead_link(app: &App) -> Result<Response, Error> {
+    let texts =
+        ["It was used already, it has expired, or a newer letter has taken its place. Nothing was changed.", "If you still need it, ask for another letter."];
+    Page::new("This link is not good any more", &texts).show(app, StatusCode::BAD_REQUEST)
+}
+
+/// Turns a refusal into a page where a reader can do something about it.
+fn told(app: &App, refused: Error, again: Page) -> Result<Response, Error> {
+    match refused {
+        Error::Refused(Refusal::InvalidToken) => dead_link(app),
+        Error::Refused(Refusal::Invalid(errors)) => {
+            let wrong = errors.into_iter().map(|error| error.message.into_owned()).collect::<Vec<_>>().join(" ");
+            again.but(wrong).show(app, StatusCode::UNPROCESSABLE_ENTITY)
+        }
+        Error::Refused(Refusal::WrongCurrentPassword) => {
+            again.but("That is not the password of this account. Nothing was changed.").show(app, StatusCode::FORBIDDEN)
+        }
+        Error::Refused(Refusal::EmailTaken) => {
+            Page::new("This address has an account", &["Another account has this address by now. Nothing was changed."]).show(app, StatusCode::CONFLICT)
+        }
+        other => Err(other),
+    }
+}
+
+fn hash_of(token: &str) -> Result<TokenHash, Error> {
+    Token::read(token).map(|token| token.hash()).ok_or_else(|| Refusal::InvalidToken.into())
+}
+
+/// A field of an urlencoded body; an empty one is none.
+fn field(body: &Bytes, name: &str) -> Option<String> {
+    form_urlencoded::parse(body).find(|(key, _)| key == name).map(|(_, value)| value.into_owned()).filter(|value| !value.is_empty())
+}
+
+// ---- a session that somebody does not know
+
+/// Names the session that a letter told of, and asks.
+#[utoipa::path(get, path = "/security/session/{token}", tag = "Pages", operation_id = "session_page", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
+pub async fn session(State(app): State<App>, Path(token): Path<String>) -> Result<Response, Error> {
+    let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
+    let found = app
+        .db
+        .glance(move |tx| -> Result<_, Error> {
+            let Some(grant) = look(tx, Purpose::EndSession, &hash)? else { return Ok(None) };
+            Ok(Some(session_of(tx, &grant)?))
+        })
+        .await?;
+    let Some(session) = found else { return dead_link(&app) };
+    let text = "This ends the session, makes your password worth nothing, since whoever signed in knew it, and lets you choose a new one.";
+    let mut page = Page::new("Was this not you?", &[text]).with_form(action(&app, "session", &token), "This was not me: end the session", None);
+    if let Some(session) = session {
+        page.facts = vec![("Signed in", for_people(session.created_at)), ("Device", plain(&session.device_name)), ("IP address", session.ip)];
+    }
+    page.show(&app, StatusCode::OK)
+}
+
+/// Ends that session, voids the password, and goes on to a new one.
+#[utoipa::path(post, path = "/security/session/{token}", tag = "Pages", operation_id = "disown_session", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
+pub async fn disown(State(app): State<App>, client: Client, Path(token): Path<String>) -> Result<Response, Error> {
+    let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
+    let scene = client.scene().await?;
+    match app.db.write(move |tx| turn_out(tx, &hash, scene.clone())).await {
+        Ok((reset, end_all)) => {
+            let texts =
+                ["The session has ended. Nobody can sign in with your old password any more.", "Choose a new password now. That signs you out everywhere."];
+            let page = choose_form(Page::new("That session has ended", &texts), &app, &reset.reveal());
+            page.with_form(action(&app, "sessions", &end_all.reveal()), "Only end all my sessions", None).show(&app, StatusCode::OK)
+        }
+        Err(refused) => told(&app, refused, Page::default()),
+    }
+}
+
+/// The session may have been purged since; the link is good all the same, since the password is still known.
+fn session_of(tx: &mut Tx, grant: &Grant) -> Result<Option<DeviceSession>, Fault> {
+    match grant.session {
+        Some(id) => device_sessions::by_id(tx, id),
+        None => Ok(None),
+    }
+}
+
+/// Ends exactly that session, forgets its address and browser as known (or the alarm would be mute from now on), and voids the
+/// password. What follows, a new password and the end of all sessions, gets tokens of its own.
+fn turn_out(tx: &mut Tx, token: &TokenHash, scene: Scene) -> Result<(Token, Token), Error> {
+    let grant = spend(tx, Purpose::EndSession, token)?.ok_or(Refusal::InvalidToken)?;
+    let (user, mut scene) = (grant.user, scene.whose(grant.user));
+    if let Some(session) = session_of(tx, &grant)? {
+        scene = scene.about(session.id);
+        forget_as_known(tx, &session)?;
+        revoke(tx, user, session.id, By::User, scene.clone())?;
+    }
+    void_password(tx, user)?;
+    record(tx, scene, Event::SessionDisowned)?;
+    let next = grant.next_step(tx);
+    Ok((mint(tx, Purpose::ResetPassword, &next)?, mint(tx, Purpose::EndAllSessions, &next)?))
+}
+
+/// Ends all sessions, after one was disowned.
+#[utoipa::path(post, path = "/security/sessions/{token}", tag = "Pages", operation_id = "end_all_by_page", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
+pub async fn end_all(State(app): State<App>, client: Client, Path(token): Path<String>) -> Result<Response, Error> {
+    let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
+    let scene = client.scene().await?;
+    let ended = app
+        .db
+        .write(move |tx| -> Result<u64, Error> {
+            let grant = spend(tx, Purpose::EndAllSessions, &hash)?.ok_or(Refusal::InvalidToken)?;
+            Ok(revoke_all(tx, grant.user, By::User, "asked", scene.clone())?)
+        })
+        .await;
+    match ended {
+        Ok(_) => {
+            let text = "You are signed out everywhere. To sign in again, ask for a new password (\"forgot password\").";
+            Page::new("All sessions have ended", &[text]).show(&app, StatusCode::OK)
+        }
+        Err(refused) => told(&app, refused, Page::default()),
+    }
+}
+
+// ---- an address to be confirmed
+
+fn verify_form(app: &App, token: &str) -> Page {
+    let text = "If you are signed in in this browser, leave the password empty.";
+    let password = Field { label: "Password of the account", name: "password", autocomplete: "current-password", needed: false };
+    Page::new("Confirm your e-mail address", &[text]).with_form(action(app, "verify", token), "Confirm this address", Some(password))
+}
+
+/// Asks for the password, or a session.
+#[utoipa::path(get, path = "/security/verify/{token}", tag = "Pages", operation_id = "verify_page", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String)))]
+pub async fn verify_page(State(app): State<App>, Path(token): Path<String>) -> Result<Response, Error> {
+    verify_form(&app, &token).show(&app, StatusCode::OK)
+}
+
+/// Confirms an address, as `POST /email/verify`.
+#[utoipa::path(post, path = "/security/verify/{token}", tag = "Pages", operation_id = "verify_by_page", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
+pub async fn verify(State(app): State<App>, client: Client, headers: HeaderMap, Path(token): Path<String>, body: Bytes) -> Result<Response, Error> {
+    let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
+    let password = field(&body, "password").map(Password::typed);
+    match email_verification::prove(&app, &client, &headers, hash, password).await {
+        Ok(_) => Page::new("Your address is confirmed", &["You can close this page."]).show(&app, StatusCode::OK),
+        Err(refused) => told(&app, refused, verify_form(&app, &token)),
+    }
+}
+
+// ---- a new password
+
+fn choose_form(page: Page, app: &App, token: &str) -> Page {
+    let password = Field { label: "New password", name: "new_password", autocomplete: "new-password", needed: true };
+    page.with_form(action(app, "reset", token), "Save the new password", Some(password))
+}
+
+fn reset_form(app: &App, token: &str) -> Page {
+    let text = format!("At least {} characters. Saving it signs you out everywhere.", app.config.password_min_length);
+    choose_form(Page::new("Choose a new password", &[&text]), app, token)
+}
+
+/// Asks for a new password.
+#[utoipa::path(get, path = "/security/reset/{token}", tag = "Pages", operation_id = "reset_page", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String)))]
+pub async fn reset_page(State(app): State<App>, Path(token): Path<String>) -> Result<Response, Error> {
+    reset_form(&app, &token).show(&app, StatusCode::OK)
+}
+
+/// Sets a new password, as `POST /password/reset`.
+#[utoipa::path(post, path = "/security/reset/{token}", tag = "Pages", operation_id = "reset_by_page", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
+pub async fn reset(State(app): State<App>, client: Client, Path(token): Path<String>, body: Bytes) -> Result<Response, Error> {
+    let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
+    let password = Password::typed(field(&body, "new_password").unwrap_or_default());
+    match password_reset::choose(&app, &client, hash, password).await {
+        Ok(()) => Page::new("Your password is changed", &["You are signed out everywhere. Sign in with the new password."]).show(&app, StatusCode::OK),
+        Err(refused) => told(&app, refused, reset_form(&app, &token)),
+    }
+}
+
+// ---- another address, and the way back
+
+/// Asks whether the address is to be used.
+#[utoipa::path(get, path = "/security/email-change/{token}", tag = "Pages", operation_id = "email_change_page", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String)))]
+pub async fn change_page(State(app): State<App>, Path(token): Path<String>) -> Result<Response, Error> {
+    let text = "From then on you sign in with the new address, and letters go there. You are signed out on your other devices.";
+    let page = Page::new("Use your new e-mail address", &[text]);
+    page.with_form(action(&app, "email-change", &token), "Use this address", None).show(&app, StatusCode::OK)
+}
+
+/// Moves the account, as `POST /email/change`.
+#[utoipa::path(post, path = "/security/email-change/{token}", tag = "Pages", operation_id = "change_email_by_page", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
+pub async fn change(State(app): State<App>, client: Client, headers: HeaderMap, Path(token): Path<String>) -> Result<Response, Error> {
+    let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
+    match email_change::move_account(&app, &client, &headers, hash).await {
+        Ok(moved) => {
+            let page = Page::new("Your address is changed", &["You can close this page. The old address got a letter about it."]).show(&app, StatusCode::OK)?;
+            Ok(moved.with_cookie(&app, page))
+        }
+        Err(refused) => told(&app, refused, Page::default()),
+    }
+}
+
+/// Asks whether the address is to come back.
+#[utoipa::path(get, path = "/security/email-undo/{token}", tag = "Pages", operation_id = "email_undo_page", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String)))]
+pub async fn undo_page(State(app): State<App>, Path(token): Path<String>) -> Result<Response, Error> {
+    let text = "This gives the account its old address back, signs everybody out of it, makes its password worth nothing, and lets you choose a new one.";
+    let page = Page::new("Bring your old address back?", &[text]);
+    page.with_form(action(&app, "email-undo", &token), "Bring the old address back", None).show(&app, StatusCode::OK)
+}
+
+/// Brings the address back, as `POST /email/undo`, and goes on to a new password.
+#[utoipa::path(post, path = "/security/email-undo/{token}", tag = "Pages", operation_id = "undo_email_change_by_page", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
+pub async fn undo(State(app): State<App>, client: Client, Path(token): Path<String>) -> Result<Response, Error> {
+    let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
+    match email_change::take_back(&app, &client, hash).await {
+        Ok(grant) => {
+            let reset = app
+                .db
+                .write(move |tx| -> Result<Token, Fault> {
+                    let next = grant.next_step(tx);
+                    mint(tx, Purpose::ResetPassword, &next)
+                })
+                .await?;
+            let texts = ["The account has its old address again, and everybody is signed out.", "Choose a new password now."];
+            choose_form(Page::new("Your old address is back", &texts), &app, &reset.reveal()).show(&app, StatusCode::OK)
+        }
+        Err(refused) => told(&app, refused, Page::default()),
+    }
+}

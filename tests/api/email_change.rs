@@ -1,0 +1,241 @@
+//! Another address, and the way back. An attacker with a stolen session and the password tries to move the account away, and to
+//! keep the owner from undoing it.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::stage::{Actor, Answer, Stage, email_of, link_of, password_of, token_of};
+
+const OLD: &str = "ana@example.com";
+const NEXT: &str = "ana@example.org";
+const THIEF: &str = "thief@evil.test";
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn change(to: &str) -> Value {
+    json!({"email": to, "current_password": password_of("ana")})
+}
+
+async fn ask(stage: &Stage, ana: &Actor, to: &str) -> String {
+    ana.put("/me/email", change(to)).await.is(202);
+    token_of(&stage.letter(to, "Confirm your new").await)
+}
+
+async fn confirm(actor: &Actor, token: &str) -> Answer {
+    actor.post("/email/change", json!({"token": token})).await
+}
+
+async fn address(actor: &Actor) -> String {
+    actor.get("/me").await.is(200).json()["user"]["email"].as_str().expect("an address").to_string()
+}
+
+#[tokio::test]
+async fn nothing_changes_until_the_new_address_confirms() {
+    let stage = Stage::new().await;
+    let (ana, phone) = (stage.sign_up("ana").await, stage.sign_in("ana").await);
+    let token = ask(&stage, &ana, NEXT).await;
+    assert_eq!(address(&ana).await, OLD);
+    let notice = stage.letter(OLD, "A new e-mail").await;
+    assert!(notice.text.contains(NEXT) && !notice.text.contains("http"), "{}", notice.text);
+
+    let (before, copy) = (ana.token(), ana.copy());
+    let answer = confirm(&ana, &token).await.is(200).json();
+    assert_eq!((&answer["user"]["email"], &answer["user"]["email_verified"], &answer["signed_out"]), (&json!(NEXT), &json!(true), &json!(1)));
+    assert_ne!(ana.token(), before);
+    assert_eq!(address(&ana).await, NEXT);
+    assert_eq!(ana.get("/check").await.is(204).header("x-holdfast-email"), Some("ana@example.org"));
+    copy.get("/me").await.is_refused(401, "session_rotated");
+    phone.get("/me").await.is_refused(401, "session_revoked");
+    confirm(&ana, &token).await.is_refused(400, "invalid_token");
+    stage.sign_up("ana").await;
+    stage.anon().post("/login", json!({"email": NEXT, "password": password_of("ana")})).await.is(200);
+}
+
+#[tokio::test]
+async fn a_letter_that_is_opened_elsewhere_ends_every_session() {
+    let stage = Stage::new().await;
+    let (ana, ben) = (stage.sign_up("ana").await, stage.sign_up("ben").await);
+    let token = ask(&stage, &ana, NEXT).await;
+    let answer = confirm(&ben, &token).await.is(200);
+    assert!(answer.set_cookies().is_empty());
+    ana.get("/me").await.is_refused(401, "session_revoked");
+    assert_eq!(address(&ben).await, email_of("ben"));
+}
+
+#[tokio::test]
+async fn it_takes_the_current_password() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    stage.letters().await;
+    ana.put("/me/email", json!({"email": NEXT, "current_password": "wrong password"})).await.is_refused(403, "invalid_credentials");
+    assert_eq!(stage.letters().await.len(), 1);
+}
+
+/// An address that has an account: the asker learns nothing, its owner gets a letter.
+#[tokio::test]
+async fn a_taken_address_is_told_to_its_owner_only() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    stage.sign_up("ben").await;
+    let free = ana.put("/me/email", change(NEXT)).await.is(202);
+    let taken = ana.put("/me/email", change("BEN@example.com")).await.is(202);
+    assert_eq!(free.body, taken.body);
+    assert_eq!(stage.letters_to("ben@example.com", "You already").await.len(), 1);
+    assert!(stage.letters().await.iter().all(|letter| !(letter.subject.starts_with("Confirm your new") && letter.to != NEXT)));
+    assert_eq!(stage.count("SELECT count(*) FROM letter_tokens WHERE purpose = 'change_email'"), 0);
+}
+
+#[tokio::test]
+async fn an_address_that_got_an_account_meanwhile_is_not_taken_from_it() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let token = ask(&stage, &ana, "ben@example.com").await;
+    stage.sign_up("ben").await;
+    confirm(&ana, &token).await.is_refused(409, "email_taken");
+    assert_eq!(address(&ana).await, OLD);
+}
+
+/// EML-02: whatever throws the thief out ends the change that they began, also while its letter still waits.
+#[tokio::test]
+async fn a_pending_change_does_not_outlive_what_evicts_a_thief() {
+    for deed in ["reset", "password", "revoke others", "disown"] {
+        let stage = Stage::new().await;
+        let ana = stage.sign_up("ana").await;
+        let thief = stage.anon().from_ip("203.0.113.7");
+        thief.log_in("ana").await.is(200);
+        let token = ask(&stage, &thief, THIEF).await;
+        thief.put("/me/email", change("thief2@evil.test")).await.is(202);
+        match deed {
+            "reset" => {
+                ana.post("/password/forgot", json!({"email": OLD})).await.is(202);
+                let reset = json!({"token": token_of(&stage.letter(OLD, "Choose").await), "new_password": "quite another password"});
+                ana.post("/password/reset", reset).await.is(204);
+            }
+            "password" => drop(ana.change_password(&password_of("ana"), "quite another password").await.is(200)),
+            "revoke others" => drop(ana.delete("/me/sessions").await.is(200)),
+            _ => drop(ana.submit(&link_of(&stage.letter(OLD, "New sign-in").await), &[]).await.is(200)),
+        }
+        confirm(&thief, &token).await.is_refused(400, "invalid_token");
+        for letter in stage.letters_to("thief2@evil.test", "Confirm").await {
+            confirm(&thief, &token_of(&letter)).await.is_refused(400, "invalid_token");
+        }
+        assert_eq!(stage.count("SELECT count(*) FROM users WHERE email = 'ana@example.com'"), 1, "{deed}");
+    }
+}
+
+/// EML-03: each link confirms its own recipient, and at most one is good.
+#[tokio::test]
+async fn of_simultaneous_requests_one_is_pending_and_each_link_confirms_its_own_recipient() {
+    for _ in 0..10 {
+        let stage = Stage::new().await;
+        let ana = stage.sign_up("ana").await;
+        let mut runs = JoinSet::new();
+        for to in ["mine@evil.test", "victim@example.com"] {
+            let ana = ana.clone();
+            runs.spawn(async move { ana.put("/me/email", change(to)).await.is(202) });
+        }
+        runs.join_all().await;
+        let letters: Vec<_> = stage.letters().await.into_iter().filter(|letter| letter.subject.starts_with("Confirm your new")).collect();
+        assert!(letters.len() <= 1 && stage.count("SELECT count(*) FROM letter_tokens WHERE purpose = 'change_email'") <= 1);
+        for letter in letters {
+            let user = confirm(&ana, &token_of(&letter)).await.is(200).json();
+            assert_eq!(user["user"]["email"], letter.to.as_str());
+        }
+    }
+}
+
+/// RACE-01.
+#[tokio::test]
+async fn of_parallel_confirmations_exactly_one_wins() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let token = ask(&stage, &ana, NEXT).await;
+    let mut runs = JoinSet::new();
+    for _ in 0..20 {
+        let (anon, token) = (stage.anon(), token.clone());
+        runs.spawn(async move { confirm(&anon, &token).await.status.as_u16() });
+    }
+    let answers = runs.join_all().await;
+    assert_eq!(answers.iter().filter(|status| **status == 200).count(), 1, "{answers:?}");
+    assert_eq!(stage.letters_to(OLD, "Your account at localhost has").await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_way_back_restores_the_address_ends_every_session_and_voids_the_password() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let token = ask(&stage, &ana, THIEF).await;
+    confirm(&ana, &token).await.is(200);
+    let way_back = token_of(&stage.letter(OLD, "Your account at localhost has").await);
+    // A thief changes the password, and the link is good all the same.
+    ana.change_password(&password_of("ana"), "the thief's password").await.is(200);
+    stage.clock.advance(Duration::from_secs(20 * 60));
+    let owner = stage.anon();
+    owner.post("/email/undo", json!({"token": way_back})).await.is(204);
+    ana.get("/me").await.is_refused(401, "session_revoked");
+    for (email, password) in [(OLD, "the thief's password"), (OLD, password_of("ana").as_str()), (THIEF, "the thief's password")] {
+        owner.post("/login", json!({"email": email, "password": password})).await.is_refused(401, "invalid_credentials");
+    }
+    owner.post("/email/undo", json!({"token": way_back})).await.is_refused(400, "invalid_token");
+    owner.post("/password/forgot", json!({"email": OLD})).await.is(202);
+    let reset = token_of(&stage.letter(OLD, "Choose").await);
+    owner.post("/password/reset", json!({"token": reset, "new_password": "quite another password"})).await.is(204);
+    owner.post("/login", json!({"email": OLD, "password": "quite another password"})).await.is(200);
+}
+
+#[tokio::test]
+async fn the_way_back_is_good_for_seven_days() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let token = ask(&stage, &ana, NEXT).await;
+    confirm(&ana, &token).await.is(200);
+    let way_back = token_of(&stage.letter(OLD, "Your account at localhost has").await);
+    stage.clock.advance(7 * DAY + crate::stage::TICK);
+    ana.post("/email/undo", json!({"token": way_back})).await.is_refused(400, "invalid_token");
+}
+
+#[tokio::test]
+async fn of_several_ways_back_the_oldest_wins() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let token = ask(&stage, &ana, "b@evil.test").await;
+    confirm(&ana, &token).await.is(200);
+    let first = token_of(&stage.letter(OLD, "Your account at localhost has").await);
+    let token = ask(&stage, &ana, "c@evil.test").await;
+    confirm(&ana, &token).await.is(200);
+    let second = token_of(&stage.letter("b@evil.test", "Your account at localhost has").await);
+    ana.post("/email/undo", json!({"token": first})).await.is(204);
+    ana.post("/email/undo", json!({"token": second})).await.is_refused(400, "invalid_token");
+    assert_eq!(stage.count("SELECT count(*) FROM users WHERE email = 'ana@example.com'"), 1);
+}
+
+#[tokio::test]
+async fn a_later_way_back_does_not_end_the_oldest() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let token = ask(&stage, &ana, "b@evil.test").await;
+    confirm(&ana, &token).await.is(200);
+    let first = token_of(&stage.letter(OLD, "Your account at localhost has").await);
+    let token = ask(&stage, &ana, "c@evil.test").await;
+    confirm(&ana, &token).await.is(200);
+    let second = token_of(&stage.letter("b@evil.test", "Your account at localhost has").await);
+    ana.post("/email/undo", json!({"token": second})).await.is(204);
+    ana.post("/email/undo", json!({"token": first})).await.is(204);
+    assert_eq!(stage.count("SELECT count(*) FROM users WHERE email = 'ana@example.com'"), 1);
+}
+
+/// A thief opens an account with the old address, to stop the undoing.
+#[tokio::test]
+async fn an_unverified_account_does_not_stand_in_the_way_back() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let token = ask(&stage, &ana, THIEF).await;
+    confirm(&ana, &token).await.is(200);
+    let way_back = token_of(&stage.letter(OLD, "Your account at localhost has").await);
+    let squatter = stage.sign_up("ana").await;
+    stage.anon().post("/email/undo", json!({"token": way_back})).await.is(204);
+    squatter.get("/me").await.is_refused(401, "unauthenticated");
+    assert_eq!(stage.count("SELECT count(*) FROM users"), 1);
+    assert_eq!(stage.count("SELECT count(*) FROM users WHERE email = 'ana@example.com'"), 1);
+}
