@@ -1,8 +1,9 @@
 //! The check: cookie → SHA-256 → live session → verdict → [`Session`] in the request's extensions.
 //!
 //! Every request to a route that needs a session passes here, and nothing else lets one in. In the common case it is one
-//! look into memory; where instances share a database, one read of the row. A token that is not in memory is read from the database; a session past a deadline is ended in the
-//! database before the answer, so that no step of the clock revives it; an error anywhere is a no.
+//! look into memory; where instances share a database, one read of the row. A token that is not in memory is read from the
+//! database; a session past a deadline is ended there before the answer, so that no step of the clock revives it; an error
+//! anywhere is a no.
 //!
 //! What an attacker tries: a copied cookie after its end, a forged or cut one, two at once, a flood of garbage (which
 //! costs one indexed read each, and stores nothing).
