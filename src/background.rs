@@ -87,7 +87,7 @@ async fn watch_clock(app: App, seen: Arc<AtomicI64>) -> Result<(), Fault> {
         return Ok(());
     }
     tracing::warn!(from = %before, to = %now, "the clock stepped back; ending what was past its deadline before");
-    settle_all(&app.db, before).await
+    settle_all(&app.db, app.db.at_most_now(before).await?).await
 }
 
 /// Marks everything that was past a deadline at `moment` as ended.

@@ -466,6 +466,7 @@ mod tests {
             ("LINK_RESET", "http://localhost:8300/reset"),
             ("LINK_RESET", "http://localhost:8300/{token}/reset"),
             ("LINK_RESET", "https://evil.test/{token}"),
+            ("LINK_RESET", "http://localhost:8300{token}"),
             ("LINK_RESET", "{token}"),
             ("ALLOW_INSECURE_HTTP", "yes"),
         ];

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::chance::Chance;
@@ -410,8 +411,31 @@ impl Db {
         }
     }
 
+    /// The earlier of a moment and the database server's own now: where instances share a database, the clock of one is no
+    /// judge of all sessions.
+    pub async fn at_most_now(&self, moment: Timestamp) -> Result<Timestamp, Fault> {
+        match &self.store {
+            Store::Sqlite(_) => Ok(moment),
+            Store::Postgres(server) => Ok(moment.min(server.now().await?)),
+        }
+    }
+
+    /// Runs a transaction. What may have to be run again is on a task of its own: once begun it is finished, also when the
+    /// caller goes away.
+    async fn transact<T, E, F>(&self, mode: Mode, f: F) -> Result<T, E>
+    where
+        F: Fn(&mut Tx) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Fault> + Send + 'static,
+    {
+        let Store::Postgres(_) = self.store else { return self.transact_here(mode, f).await };
+        let db = self.clone();
+        let task = tokio::spawn(async move { db.transact_here(mode, f).await }.in_current_span());
+        task.await.unwrap_or_else(|e| Err(Fault::broken(format!("a transaction panicked: {e}")).into()))
+    }
+
     /// Runs a transaction on a thread that may block, and again when it came to nothing through no fault of its own.
-    async fn transact<T, E, F>(&self, mode: Mode, mut f: F) -> Result<T, E>
+    async fn transact_here<T, E, F>(&self, mode: Mode, mut f: F) -> Result<T, E>
     where
         F: Fn(&mut Tx) -> Result<T, E> + Send + 'static,
         T: Send + 'static,

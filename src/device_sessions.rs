@@ -36,7 +36,7 @@ use crate::session_security::Verdict;
 pub use ending::{end, end_others_of, revoke, revoke_all, revoke_all_but, settle, settle_chunk, sign_out, time_out};
 pub use opening::{Opening, open};
 pub use row::{DeviceSession, EndReason, by_id, live_of};
-pub(crate) use token::{BY_TOKEN, Found};
+pub(crate) use token::BY_TOKEN;
 pub use token::{Known, holding, holding_with_user, live_with, look_up, looks_stolen, refusal_for, report_if_stolen, still_current};
 
 use row::open_of;

@@ -8,13 +8,15 @@
 pub mod letters;
 pub mod outbox;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::account::email::Email;
 use crate::clock::Timestamp;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::{DeviceSession, EndReason};
-use crate::id::{EventId, SessionId, UserId};
+use crate::id::{EventId, SessionId, UserId, floor};
 use letters::{LetterKind, To};
 
 /// Who caused it.
@@ -274,6 +276,28 @@ impl Scene {
         self.ip = Some(ip.to_string());
         self
     }
+}
+
+/// Requests of one kind that are recorded for one account in an hour; its letters are capped below that.
+const MOST_ASKED: i64 = 20;
+/// The same for all addresses that have no account.
+const MOST_ASKED_OF_NONE: i64 = 1000;
+
+/// Says that somebody asked for something that anybody may ask for, unless it has been said often enough within the hour.
+pub fn record_asked(tx: &mut Tx, scene: Scene, event: Event) -> Result<(), Fault> {
+    let since = EventId(floor(tx.now().minus(Duration::from_secs(3600))));
+    let recorded: Option<i64> = match scene.user {
+        Some(user) => tx.row(
+            "SELECT count(*) FROM (SELECT 1 AS one FROM events WHERE user_id = ?1 AND kind = ?2 AND id > ?3 LIMIT ?4) AS recent",
+            (user, event.kind(), since, MOST_ASKED),
+        )?,
+        None => tx.row(
+            "SELECT count(*) FROM (SELECT 1 AS one FROM events WHERE kind = ?1 AND id > ?2 AND user_id IS NULL LIMIT ?3) AS recent",
+            (event.kind(), since, MOST_ASKED_OF_NONE),
+        )?,
+    };
+    let most = if scene.user.is_some() { MOST_ASKED } else { MOST_ASKED_OF_NONE };
+    if recorded.unwrap_or(0) < most { record(tx, scene, event) } else { Ok(()) }
 }
 
 /// Says that it happened.

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::account::email::Email;
 use crate::db::{Fault, FromRow, Row, Tx};
+use crate::event::letters::LetterKind;
 use crate::event::outbox;
 use crate::form::Form;
 use crate::id::{LetterId, SessionId, UserId};
@@ -150,7 +151,7 @@ pub fn note_try(tx: &mut Tx, purpose: Purpose, token: &TokenHash) -> Result<bool
     Ok(noted == 1)
 }
 
-/// Uses a token, and its letter's other one with it. `None`: it is not good, or somebody else was faster.
+/// Uses a token, and its letter's other one with it, also one that was still to come. `None`: it is not good, or somebody else was faster.
 pub fn spend(tx: &mut Tx, purpose: Purpose, token: &TokenHash) -> Result<Option<Grant>, Fault> {
     let now = tx.now();
     // Its tries do not count here: the last of them may have been the right one.
@@ -160,6 +161,8 @@ pub fn spend(tx: &mut Tx, purpose: Purpose, token: &TokenHash) -> Result<Option<
     )?;
     if let Some(grant) = &grant {
         tx.run("DELETE FROM letter_tokens WHERE letter_id = ?1 AND purpose = ?2", (grant.letter, purpose.word()))?;
+        // It has arrived, whatever the mail server said.
+        tx.run("UPDATE outbox SET done_at = ?2 WHERE id = ?1 AND done_at IS NULL", (grant.letter, now))?;
     }
     Ok(grant)
 }
@@ -181,6 +184,28 @@ pub fn kill_short_lived(tx: &mut Tx, user: UserId) -> Result<(), Fault> {
 pub fn kill_with_letters(tx: &mut Tx, user: UserId, purpose: Purpose) -> Result<(), Fault> {
     kill(tx, user, purpose)?;
     outbox::withdraw(tx, user, purpose, LetterId(Uuid::nil()))
+}
+
+/// Ends the links that went to addresses which the account no longer has, now that the true one is back: a thief who had moved
+/// the account got letters about sign-ins, and could use their links to turn the owner out. Older ways back stay good.
+pub fn kill_links_elsewhere(tx: &mut Tx, user: UserId, address: &Email) -> Result<(), Fault> {
+    for purpose in [Purpose::EndSession, Purpose::EndAllSessions] {
+        tx.run("DELETE FROM letter_tokens WHERE user_id = ?1 AND purpose = ?2 AND address <> ?3", (user, purpose.word(), address.shown()))?;
+    }
+    outbox::withdraw_elsewhere(tx, user, Purpose::EndSession, address)
+}
+
+/// Ends a change of address that was begun by one of these sessions, which are being turned out. EML-02.
+pub fn kill_begun_by(tx: &mut Tx, user: UserId, sessions: &[SessionId]) -> Result<(), Fault> {
+    let began: Vec<SessionId> = tx.rows(
+        "SELECT session_id FROM letter_tokens WHERE user_id = ?1 AND purpose = ?2 AND session_id IS NOT NULL
+         UNION ALL SELECT session_id FROM outbox WHERE user_id = ?1 AND kind = ?3 AND session_id IS NOT NULL AND done_at IS NULL",
+        (user, Purpose::ChangeEmail.word(), LetterKind::ChangeEmail.word()),
+    )?;
+    match began.iter().any(|session| sessions.contains(session)) {
+        true => kill_with_letters(tx, user, Purpose::ChangeEmail),
+        false => Ok(()),
+    }
 }
 
 /// Ends the ways back from changes of address that came after the one of `letter`: the oldest address wins.

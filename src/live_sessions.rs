@@ -88,7 +88,7 @@ pub enum Met {
 pub struct Owed {
     /// The stored last-active lags further than a crash may lose.
     pub last_active: bool,
-    /// It is the first request with the token that took another one's place.
+    /// The database does not know yet of a request with the token that took another one's place.
     pub first_use: bool,
 }
 
@@ -244,7 +244,7 @@ impl LiveSessions {
             entry.last_active.fetch_max(now.0, Ordering::Relaxed);
             shard.queue_if_lagging(token, entry);
         }
-        let first_use = entry.unproved.load(Ordering::Relaxed) && entry.unproved.swap(false, Ordering::Relaxed);
+        let first_use = entry.unproved.load(Ordering::Relaxed);
         let owed = Owed { last_active: !passive && entry.lags_too_far(), first_use };
         if !entry.used.load(Ordering::Relaxed) {
             entry.used.store(true, Ordering::Relaxed);
@@ -283,6 +283,13 @@ impl LiveSessions {
             },
         );
         true
+    }
+
+    /// Notes that the database knows of a request with this token.
+    pub fn proved(&self, token: &TokenHash) {
+        if let Some(entry) = self.read(token).entries.get(token) {
+            entry.unproved.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Forgets a token whose session has ended or moved on to another token. Called after the commit, before the answer; and by

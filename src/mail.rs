@@ -88,14 +88,16 @@ pub struct Mail {
 }
 
 enum Way {
-    Smtp(AsyncSmtpTransport<Tokio1Executor>),
+    Smtp { server: Box<Server>, pool: Mutex<AsyncSmtpTransport<Tokio1Executor>> },
     File(PathBuf),
     Log,
     Memory(Mailbag),
 }
 
-/// How long one command of the SMTP dialogue may take.
-const COMMAND: Duration = Duration::from_secs(20);
+/// How long a mail server may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(20);
+/// How long one attempt at delivery may take.
+const ATTEMPT: Duration = Duration::from_secs(60);
 const CONNECTIONS: u32 = 4;
 
 impl Mail {
@@ -105,7 +107,10 @@ impl Mail {
     /// This machine has no usable TLS.
     pub fn start(config: &Config) -> Result<Self, Fault> {
         let way = match &config.mail {
-            Route::Smtp(server) => Way::Smtp(smtp(server).map_err(|e| Fault::broken(format!("MAIL: {e}")))?),
+            Route::Smtp(server) => {
+                let pool = smtp(server).map_err(|e| Fault::broken(format!("MAIL: {e}")))?;
+                Way::Smtp { server: Box::new(server.clone()), pool: Mutex::new(pool) }
+            }
             Route::File(folder) => Way::File(folder.clone()),
             Route::Log => Way::Log,
         };
@@ -132,9 +137,16 @@ impl Mail {
     /// Why it was not taken, for the log.
     pub async fn send(&self, letter: &Letter, now: Timestamp) -> Result<(), String> {
         match &self.way {
-            Way::Smtp(server) => {
+            Way::Smtp { server, pool } => {
                 let message = self.message(letter, now)?;
-                server.send(message).await.map(|_| ()).map_err(|e| told(&e))
+                let transport = pool.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if let Ok(sent) = tokio::time::timeout(ATTEMPT, transport.send(message)).await {
+                    return sent.map(|_| ()).map_err(|e| told(&e));
+                }
+                // What was given up half-way lies in the pool with an answer still to come, which the next letter would take
+                // for its own: nobody uses that pool any more.
+                *pool.lock().unwrap_or_else(PoisonError::into_inner) = smtp(server).map_err(|e| told(&e))?;
+                Err("it took too long".into())
             }
             Way::File(folder) => {
                 let (folder, id, message) = (folder.clone(), letter.id, self.message(letter, now)?.formatted());
@@ -188,7 +200,7 @@ fn smtp(server: &Server) -> Result<AsyncSmtpTransport<Tokio1Executor>, lettre::t
         (false, true) => AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(host),
         (false, false) => AsyncSmtpTransport::<Tokio1Executor>::starttls_relay(host)?,
     };
-    let builder = builder.port(*port).timeout(Some(COMMAND)).pool_config(PoolConfig::new().max_size(CONNECTIONS));
+    let builder = builder.port(*port).timeout(Some(CONNECT)).pool_config(PoolConfig::new().max_size(CONNECTIONS));
     Ok(match login {
         Some((user, password)) => builder.credentials(Credentials::new(user.clone(), password.clone())).build(),
         None => builder.build(),

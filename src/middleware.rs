@@ -110,6 +110,9 @@ where
             if version < Version::HTTP_2 && app.draining.load(Ordering::Relaxed) {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
+            if method == Method::HEAD {
+                without_body(&mut response);
+            }
             if is_logged(&response) {
                 log(&id, &method, &response, begun.elapsed());
             }
@@ -126,6 +129,19 @@ fn span(method: &Method, id: &RequestId) -> tracing::Span {
     }
 }
 
+/// Takes the body out of an answer to `HEAD`, and says how long it would have been. The router does so with its own; over
+/// HTTP/2 nobody does it after us.
+fn without_body(response: &mut Response) {
+    match response.body().size_hint().exact() {
+        Some(0) => return,
+        Some(length) if !response.headers().contains_key(CONTENT_LENGTH) => {
+            response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        _ => {}
+    }
+    *response.body_mut() = Body::empty();
+}
+
 /// Puts what the router and the runtime say into our words. A panic costs its own request only.
 async fn in_our_words(answer: impl Future<Output = Response>, id: &RequestId) -> Response {
     let caught = AssertUnwindSafe(answer).catch_unwind().await;
@@ -137,8 +153,10 @@ async fn in_our_words(answer: impl Future<Output = Response>, id: &RequestId) ->
         StatusCode::METHOD_NOT_ALLOWED => error::method_not_allowed(response.headers_mut().remove(ALLOW)),
         StatusCode::INTERNAL_SERVER_ERROR => {
             let blame = panicked.or_else(|| response.extensions_mut().remove::<Blame>());
+            let seen = response.extensions_mut().remove::<Seen>();
             let mut response = error::internal(Some(id.text().into()));
             blame.map(|blame| response.extensions_mut().insert(blame));
+            seen.map(|seen| response.extensions_mut().insert(seen));
             response
         }
         _ => response,

@@ -69,7 +69,7 @@ const KINDS: [Kind; 8] = [
     Kind {
         name: "letters",
         older_than: |_| LETTER_RETENTION,
-        sql: "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE created_at < ?1 LIMIT ?2)",
+        sql: "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE created_at < ?1 AND done_at IS NOT NULL LIMIT ?2)",
         age: Age::Column,
     },
     Kind {
@@ -80,10 +80,11 @@ const KINDS: [Kind; 8] = [
     },
     Kind {
         // Nobody has proved the address, and it should be free for its owner. VER-04. Whose letter never left was never
-        // asked; whoever is signed in is using the account.
+        // asked; whoever is signed in is using the account; and an
+        // administrator is somebody whom the operator knows.
         name: "unverified accounts",
         older_than: |config| config.unverified_retention,
-        sql: "DELETE FROM users WHERE id IN (SELECT u.id FROM users AS u WHERE u.email_verified = 0 AND u.created_at < ?1
+        sql: "DELETE FROM users WHERE id IN (SELECT u.id FROM users AS u WHERE u.email_verified = 0 AND u.created_at < ?1 AND u.role <> 'admin'
                   AND u.verification_sent_at IS NOT NULL AND u.verification_sent_at < ?1
                   AND NOT EXISTS (SELECT 1 FROM device_sessions AS s WHERE s.user_id = u.id AND s.ended_at IS NULL AND s.expires_at >= ?3) LIMIT ?2)",
         age: Age::ColumnAndNow,

@@ -308,14 +308,7 @@ pub async fn undo_page(State(app): State<App>, Path(token): Path<String>) -> Res
 pub async fn undo(State(app): State<App>, client: Client, Path(token): Path<String>) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
     match email_change::take_back(&app, &client, hash).await {
-        Ok(grant) => {
-            let reset = app
-                .db
-                .write(move |tx| -> Result<Token, Fault> {
-                    let next = grant.next_step(tx);
-                    mint(tx, Purpose::ResetPassword, &next)
-                })
-                .await?;
+        Ok(reset) => {
             let texts = ["The account has its old address again, and everybody is signed out.", "Choose a new password now."];
             choose_form(Page::new("Your old address is back", &texts), &app, &reset.reveal()).show(&app, StatusCode::OK)
         }

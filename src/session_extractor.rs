@@ -123,8 +123,14 @@ async fn settle_debts(app: &App, session: &Session, owed: Owed) -> Result<(), Er
         background::write_back_now(app, session.token).await;
     }
     if owed.first_use {
-        let id = session.id;
-        app.db.write_relaxed(move |tx| note_use_of_successor(tx, id)).await?;
+        let (id, token) = (session.id, session.token);
+        let noted = app.db.write_relaxed(move |tx| {
+            note_use_of_successor(tx, id)?;
+            let live = tx.live().clone();
+            tx.after_commit(move || live.proved(&token));
+            Ok::<_, Error>(())
+        });
+        noted.await?;
     }
     Ok(())
 }

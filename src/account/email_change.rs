@@ -32,7 +32,7 @@ use crate::factor::password::Password;
 use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
 use crate::guard::SignedIn;
 use crate::id::UserId;
-use crate::letter_token::{self, Grant, Purpose, spend};
+use crate::letter_token::{self, Purpose, mint, spend};
 use crate::live_sessions::LiveSession;
 use crate::secret::{Token, TokenHash};
 use crate::session_security::rotate;
@@ -215,16 +215,16 @@ pub async fn undo(State(app): State<App>, client: Client, Query(NoQuery): Query<
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Brings an address back.
+/// Brings an address back, and gives the right to choose a new password.
 ///
 /// # Errors
 /// `400 invalid_token`; `409 email_taken` when the address has got a verified account meanwhile.
-pub async fn take_back(app: &App, client: &Client, token: TokenHash) -> Result<Grant, Error> {
+pub async fn take_back(app: &App, client: &Client, token: TokenHash) -> Result<Token, Error> {
     let scene = client.scene().await?;
     app.db.write(move |tx| bring_back(tx, &token, scene.clone())).await
 }
 
-fn bring_back(tx: &mut Tx, token: &TokenHash, scene: Scene) -> Result<Grant, Error> {
+fn bring_back(tx: &mut Tx, token: &TokenHash, scene: Scene) -> Result<Token, Error> {
     let grant = spend(tx, Purpose::UndoEmailChange, token)?.ok_or(Refusal::InvalidToken)?;
     let user = by_id(tx, grant.user)?.ok_or(Refusal::InvalidToken)?;
     let (id, to) = (user.view.id, grant.address()?);
@@ -234,10 +234,13 @@ fn bring_back(tx: &mut Tx, token: &TokenHash, scene: Scene) -> Result<Grant, Err
         return Err(Refusal::EmailTaken.into());
     }
     letter_token::kill_later_ways_back(tx, id, grant.letter)?;
+    letter_token::kill_links_elsewhere(tx, id, &to)?;
     void_password(tx, id)?;
     revoke_all_but(tx, id, None, "email_change_undone", scene.clone())?;
     record(tx, scene.whose(id), Event::EmailChangeUndone { from, to })?;
-    Ok(grant)
+    // In the same transaction: a link that is spent has led on.
+    let next = grant.next_step(tx);
+    Ok(mint(tx, Purpose::ResetPassword, &next)?)
 }
 
 /// An account that nobody has verified does not keep an address from somebody who has proved it: a thief could otherwise open one

@@ -19,7 +19,7 @@ use crate::cookie::Name;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::{live_of, live_with};
 use crate::error::{Error, Problem, Refusal};
-use crate::event::{Event, Scene, record};
+use crate::event::{Event, Scene, record, record_asked};
 use crate::factor::password::Password;
 use crate::form::{Form, FromForm, Json, JsonOrNothing, NoQuery, Query, Rules};
 use crate::id::UserId;
@@ -135,7 +135,7 @@ pub async fn send_again(
                 (None, None) => return Ok(()),
             };
             let scene = user.into_iter().fold(scene.clone(), Scene::whose);
-            Ok(record(tx, scene, Event::VerificationRequested)?)
+            Ok(record_asked(tx, scene, Event::VerificationRequested)?)
         })
         .await?;
     Ok(StatusCode::ACCEPTED)

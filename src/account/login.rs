@@ -10,10 +10,10 @@ use axum::response::Response;
 use utoipa::ToSchema;
 
 use super::email::Email;
-use super::{Arrival, SignIn, SignedInView, by_email};
+use super::{Arrival, SignIn, SignedInView, User, by_email};
 use crate::app::App;
 use crate::client::Client;
-use crate::config::Config;
+use crate::config::{Config, SignUpMode};
 use crate::db::{Fault, Tx};
 use crate::error::{Error, Problem, Refusal};
 use crate::event::{Event, record};
@@ -32,18 +32,15 @@ pub async fn log_in(
 ) -> Result<Response, Error> {
     let PasswordLogin { email, password, remember } = ask;
     let wanted = email.clone();
-    let (stored, version, disabled) = app
-        .db
-        .glance(move |tx| by_email(tx, &wanted))
-        .await
-        .map_err(|fault: Fault| Error::from(fault))?
-        .map_or((None, 0, false), |user| (user.password, user.security_version, user.disabled));
+    let known = app.db.glance(move |tx| by_email(tx, &wanted)).await.map_err(|fault: Fault| Error::from(fault))?;
+    let is_closed = known.as_ref().is_some_and(|user| !may_sign_in(user, &app.config));
+    let (stored, version) = known.map_or((None, 0), |user| (user.password, user.security_version));
 
     // An unknown address meets a decoy, so the time of the answer tells nobody who exists.
     let checked = app.hasher.check(client.ip, password, stored.clone()).await?;
     let upgrade = match checked.upgrade {
-        // It can wait for the next sign-in; and a disabled account must not be told by the time of a second hash.
-        Some(password) if !disabled => app.hasher.hash(client.ip, password, app.db.chance()).await.ok(),
+        // It can wait for the next sign-in; and an account that opens nothing must not be told by the time of a second hash.
+        Some(password) if !is_closed => app.hasher.hash(client.ip, password, app.db.chance()).await.ok(),
         _ => None,
     };
     let proof = Proof { email, fits: checked.fits, version, stored, upgrade };
@@ -86,11 +83,17 @@ struct Proof {
     upgrade: Option<PasswordHash>,
 }
 
+/// Whether the right password is enough. With `SIGNUP=verify_first` an unproved address opens nothing: whoever signs up with
+/// somebody's address could otherwise tell by signing in whether it had an account.
+fn may_sign_in(user: &User, config: &Config) -> bool {
+    !user.disabled && (user.view.email_verified || config.sign_up != SignUpMode::VerifyFirst)
+}
+
 /// Decides what a checked password opens. A refusal is a value: its record must commit.
 fn decide(tx: &mut Tx, proof: &Proof, arrival: &Arrival, config: &Config) -> Result<Option<SignIn>, Fault> {
     let user = by_email(tx, &proof.email)?;
     let user = match user {
-        Some(user) if proof.fits && !user.disabled && user.security_version == proof.version => user,
+        Some(user) if proof.fits && may_sign_in(&user, config) && user.security_version == proof.version => user,
         other => {
             let (id, disabled) = other.map_or((None, false), |user| (Some(user.view.id), user.disabled));
             record(tx, arrival.scene(id), Event::SignInFailed { disabled: disabled && proof.fits })?;

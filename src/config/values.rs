@@ -324,6 +324,8 @@ pub(super) fn application_link(text: &str, public_url: &PublicUrl, allowed: &[St
     let url = url::Url::parse(before).map_err(|_| wrong())?;
     let origin = url.origin().ascii_serialization();
     let ours = origin == public_url.origin || allowed.contains(&origin);
-    let plain = url.username().is_empty() && url.password().is_none() && !before.chars().any(|c| c.is_whitespace() || c.is_control());
+    // Without a path the token would become a part of the host.
+    let has_path = before.split_once("://").is_some_and(|(_, rest)| rest.contains('/'));
+    let plain = has_path && url.username().is_empty() && url.password().is_none() && !before.chars().any(|c| c.is_whitespace() || c.is_control());
     if ours && plain { Ok(Some(before.into())) } else { Err(wrong()) }
 }

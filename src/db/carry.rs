@@ -90,7 +90,7 @@ fn lock(path: &Path) -> Result<Connection, Fault> {
 }
 
 async fn refuse_what_is_not_empty(client: &Object) -> Result<(), Fault> {
-    let sql = "SELECT count(*) FROM information_schema.tables WHERE table_schema = current_schema()";
+    let sql = "SELECT count(*) FROM information_schema.tables WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'";
     let tables: i64 = client.query_one(sql, &[]).await.and_then(|row| row.try_get(0)).map_err(postgres::fault)?;
     if tables == 0 { Ok(()) } else { Err(Fault::broken("the target is not empty; give Holdfast a new database")) }
 }

@@ -36,6 +36,7 @@ use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
 use super::value::Raw;
 use super::{Arg, Driver, Fault, Mode, Rerun, Row};
+use crate::clock::Timestamp;
 use crate::device_sessions::Known;
 use crate::secret::TokenHash;
 use look_up::LookUps;
@@ -49,8 +50,10 @@ const STATEMENT: Duration = Duration::from_secs(5);
 /// one commits, so to wait is of no use; and two that wait for each other are parted long before the server would notice.
 const LOCK: Duration = Duration::from_millis(200);
 const MARGIN: Duration = Duration::from_secs(1);
-/// How long a new connection may take.
-const CONNECT: Duration = Duration::from_secs(2);
+/// How long one host may take to accept a new connection.
+const CONNECT: Duration = Duration::from_secs(1);
+/// How long it may take until that can be used.
+const GREETING: Duration = Duration::from_secs(1);
 /// Connections that transactions do not get: two for look-ups of tokens, one for the watch.
 const OWN_CONNECTIONS: usize = 3;
 /// The fewest connections that one instance can work with.
@@ -65,6 +68,8 @@ pub(super) struct Postgres {
     transactions: Pool,
     own: Pool,
     look_ups: Arc<LookUps>,
+    /// How long a connection may take.
+    patience: Duration,
     usable: AtomicBool,
     gate: Arc<RwLock<()>>,
 }
@@ -85,6 +90,7 @@ impl Postgres {
             transactions: pool(server, server.connections.saturating_sub(OWN_CONNECTIONS).max(1))?,
             look_ups: LookUps::over(own.clone()),
             own,
+            patience: server.patience(),
             usable: AtomicBool::new(true),
             gate: Arc::default(),
         };
@@ -99,10 +105,10 @@ impl Postgres {
         let client = get(&self.transactions).await?;
         let turn = match mode {
             Mode::Read | Mode::Glance | Mode::Migrate => Turn::NotNeeded,
-            Mode::Write | Mode::Relaxed if attempt <= 2 => Turn::Shared(self.gate.clone().read_owned().await),
-            Mode::Write | Mode::Relaxed => Turn::Alone(self.gate.clone().write_owned().await),
+            Mode::Write | Mode::Relaxed if attempt <= 2 => Turn::Shared(in_turn(self.gate.clone().read_owned()).await?),
+            Mode::Write | Mode::Relaxed => Turn::Alone(in_turn(self.gate.clone().write_owned()).await?),
         };
-        Ok(Box::new(Conn { client: Some(client), runtime: Handle::current(), pending: None, open: false, mode, _turn: turn }))
+        Ok(Box::new(Conn { client: Some(client), pool: self.transactions.clone(), runtime: Handle::current(), pending: None, open: false, mode, _turn: turn }))
     }
 
     /// Looks a token up. Those that ask together are answered together.
@@ -123,9 +129,24 @@ impl Postgres {
             client.give_back();
             Ok(())
         };
-        let done = within(CONNECT, look).await;
+        let done = within(self.patience, look).await;
+        if done.is_err() {
+            // After a fail-over that nobody announced, all the others are as dead as this one.
+            [&self.transactions, &self.own].into_iter().for_each(forget_idle);
+        }
         self.usable.store(done.is_ok(), Ordering::Relaxed);
         done
+    }
+
+    /// What the server's clock says. It is one for all instances.
+    pub(super) async fn now(&self) -> Result<Timestamp, Fault> {
+        let look = async {
+            let client = Lent::of(&self.own).await?;
+            let now = client.query_one("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)", &[]).await.map_err(fault)?;
+            client.give_back();
+            now.try_get(0).map(Timestamp).map_err(fault)
+        };
+        within(self.patience, look).await
     }
 
     /// What the last look found.
@@ -141,7 +162,7 @@ fn pool(server: &Server, size: usize) -> Result<Pool, Fault> {
         .max_size(size)
         .runtime(Runtime::Tokio1)
         .wait_timeout(Some(TURN))
-        .create_timeout(Some(CONNECT))
+        .create_timeout(Some(server.patience()))
         .recycle_timeout(Some(CONNECT))
         .build()
         .map_err(|e| Fault::broken(e.to_string()))
@@ -198,13 +219,24 @@ fn discard(client: Object) {
 
 /// Tables of another program stay untouched, and ours stay apart from them.
 async fn refuse_foreign(client: &Object) -> Result<(), Fault> {
-    let sql = "SELECT count(*), count(*) FILTER (WHERE table_name = 'migrations') FROM information_schema.tables WHERE table_schema = current_schema()";
+    let sql = "SELECT count(*), count(*) FILTER (WHERE table_name = 'migrations') FROM information_schema.tables
+        WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'";
     let row = client.query_one(sql, &[]).await.map_err(fault)?;
     let (tables, ours): (i64, i64) = (row.try_get(0).map_err(fault)?, row.try_get(1).map_err(fault)?);
     if tables > 0 && ours == 0 {
         return Err(Fault::broken("it holds tables of another program; give Holdfast a database of its own"));
     }
     Ok(())
+}
+
+/// Waits for a turn at the gate.
+async fn in_turn<T>(gate: impl Future<Output = T>) -> Result<T, Fault> {
+    tokio::time::timeout(TURN, gate).await.map_err(|_| Fault::unavailable("too many are waiting for it"))
+}
+
+/// Closes the connections of a pool that nobody uses.
+fn forget_idle(pool: &Pool) {
+    drop(pool.retain(|_, _| false));
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
@@ -214,6 +246,8 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Fault>>
 struct Conn {
     /// Present until it is discarded.
     client: Option<Object>,
+    /// Where it came from.
+    pool: Pool,
     runtime: Handle,
     /// A BEGIN that waits for the first statement.
     pending: Option<&'static str>,
@@ -247,9 +281,17 @@ impl Conn {
         let limit = if self.mode == Mode::Migrate { Duration::from_secs(3600) } else { STATEMENT + MARGIN };
         let runtime = self.runtime.clone();
         match runtime.block_on(async { tokio::time::timeout(limit, work(self)).await }) {
-            Ok(done) => done,
+            Ok(done) => {
+                // Also one that is closed to writes only: it must not come back from the pool.
+                if done.as_ref().is_err_and(|fault| fault.rerun == Some(Rerun::Lost)) {
+                    self.discard();
+                }
+                done
+            }
             Err(_) => {
                 self.discard();
+                // Not even the server's own limit was kept: nobody is there, for the others either.
+                forget_idle(&self.pool);
                 Err(Fault::unavailable("it does not answer").again(Rerun::Lost))
             }
         }
@@ -474,7 +516,7 @@ pub(super) fn fault(e: tokio_postgres::Error) -> Fault {
         // A lock that was not had in time is a conflict too, see `LOCK`.
         "40001" | "40P01" | "55P03" => Fault::unavailable(text).again(Rerun::Conflict),
         // Ended by an administrator, a shutdown or a fail-over; or a standby now: whoever connects anew may find a primary.
-        "57P01" | "57P02" | "57P03" | "57P05" | "25006" | "25P03" => Fault::unavailable(text).again(Rerun::Lost),
+        "57P01" | "57P02" | "57P03" | "57P05" | "25006" | "25P03" | "0A000" => Fault::unavailable(text).again(Rerun::Lost),
         // A statement took too long.
         "57014" => Fault::unavailable(text),
         _ => match &code[..2] {

@@ -8,6 +8,7 @@ use crate::clock::Timestamp;
 use crate::db::{Fault, Tx};
 use crate::event::{By, Event, Scene, record};
 use crate::id::{SessionId, UserId};
+use crate::letter_token;
 use crate::live_sessions::LiveSession;
 use crate::secret::TokenHash;
 use crate::session_security::judge;
@@ -59,7 +60,7 @@ pub fn settle_chunk(tx: &mut Tx, moment: Timestamp, after: SessionId) -> Result<
 /// an unknown id; a value and no error, since what was found to be past its deadline has to stay marked.
 pub fn revoke(tx: &mut Tx, user: UserId, id: SessionId, by: By, scene: Scene) -> Result<bool, Fault> {
     let Some(session) = settle(tx, user)?.into_iter().find(|session| session.id == id) else { return Ok(false) };
-    end(tx, std::slice::from_ref(&session), EndReason::Revoked)?;
+    turn_out(tx, std::slice::from_ref(&session))?;
     record(tx, scene.whose(user).about(id), Event::SessionRevoked { by })?;
     Ok(true)
 }
@@ -82,8 +83,16 @@ pub fn revoke_all_but(tx: &mut Tx, user: UserId, stays: Option<SessionId>, becau
     revoke_these(tx, scene.whose(user), &others, By::User, because)
 }
 
+/// Ends sessions of a user from elsewhere, and what they had begun.
+fn turn_out(tx: &mut Tx, sessions: &[DeviceSession]) -> Result<u64, Fault> {
+    let Some(first) = sessions.first() else { return Ok(0) };
+    let ids: Vec<SessionId> = sessions.iter().map(|session| session.id).collect();
+    letter_token::kill_begun_by(tx, first.user_id, &ids)?;
+    end(tx, sessions, EndReason::Revoked)
+}
+
 fn revoke_these(tx: &mut Tx, scene: Scene, live: &[DeviceSession], by: By, because: &'static str) -> Result<u64, Fault> {
-    let count = end(tx, live, EndReason::Revoked)?;
+    let count = turn_out(tx, live)?;
     if count > 0 {
         record(tx, scene, Event::SessionsRevoked { by, count, because })?;
     }

@@ -35,23 +35,15 @@ pub(crate) const BY_TOKEN: &str = "SELECT s.token_hash, s.id, s.user_id, u.role,
 
 /// Looks a token up by its hash: the only way in.
 pub fn look_up(tx: &mut Tx, token: &TokenHash) -> Result<Known, Fault> {
-    let found: Option<Found> = tx.row(BY_TOKEN, (token,))?;
-    Ok(found.map_or(Known::Nothing, |found| found.known))
+    Ok(tx.row(BY_TOKEN, (token,))?.unwrap_or(Known::Nothing))
 }
 
 /// What [`BY_TOKEN`] finds.
-pub(crate) struct Found {
-    /// Of which token.
-    pub(crate) token: TokenHash,
-    /// What it is worth.
-    pub(crate) known: Known,
-}
-
-impl FromRow for Found {
+impl FromRow for Known {
     fn from_row(row: &Row<'_>) -> Result<Self, Fault> {
         let (token, id): (TokenHash, SessionId) = (row.get(0)?, row.get(1)?);
         // A retired token has a session, but opens it for nobody.
-        let Some(user_id) = row.get(2)? else { return Ok(Found { token, known: Known::Rotated(id) }) };
+        let Some(user_id) = row.get(2)? else { return Ok(Known::Rotated(id)) };
         let (role, email): (String, String) = (row.get(3)?, row.get(4)?);
         let ended: Option<String> = row.get(9)?;
         let disabled: Option<Timestamp> = row.get(10)?;
@@ -61,7 +53,7 @@ impl FromRow for Found {
             None => disabled.map(|_| EndReason::Revoked),
         };
         if let Some(reason) = ended {
-            return Ok(Found { token, known: Known::Ended(reason) });
+            return Ok(Known::Ended(reason));
         }
         let session = LiveSession {
             id,
@@ -72,7 +64,7 @@ impl FromRow for Found {
             token,
             unproved: row.get(11)?,
         };
-        Ok(Found { token, known: Known::Open(Box::new(session), row.get(8)?) })
+        Ok(Known::Open(Box::new(session), row.get(8)?))
     }
 }
 

@@ -99,11 +99,13 @@ async fn an_address_that_got_an_account_meanwhile_is_not_taken_from_it() {
 /// EML-02: whatever throws the thief out ends the change that they began, also while its letter still waits.
 #[tokio::test]
 async fn a_pending_change_does_not_outlive_what_evicts_a_thief() {
-    for deed in ["reset", "password", "revoke others", "disown"] {
+    for deed in ["reset", "password", "revoke one", "revoke others", "by an administrator", "disown"] {
         let stage = Stage::new().await;
-        let ana = stage.sign_up("ana").await;
+        let (admin, ana) = (stage.admin("root").await, stage.sign_up("ana").await);
         let thief = stage.anon().from_ip("203.0.113.7");
         thief.log_in("ana").await.is(200);
+        let seen = thief.get("/me").await.is(200).json();
+        let [user, session] = ["user", "session"].map(|what| seen[what]["id"].as_str().expect("an id").to_string());
         let token = ask(&stage, &thief, THIEF).await;
         thief.put("/me/email", change("thief2@evil.test")).await.is(202);
         match deed {
@@ -113,6 +115,8 @@ async fn a_pending_change_does_not_outlive_what_evicts_a_thief() {
                 ana.post("/password/reset", reset).await.is(204);
             }
             "password" => drop(ana.change_password(&password_of("ana"), "quite another password").await.is(200)),
+            "revoke one" => drop(ana.delete(&format!("/me/sessions/{session}")).await.is(204)),
+            "by an administrator" => drop(admin.delete(&format!("/admin/users/{user}/sessions/{session}")).await.is(204)),
             "revoke others" => drop(ana.delete("/me/sessions").await.is(200)),
             _ => drop(ana.submit(&link_of(&stage.letter(OLD, "New sign-in").await), &[]).await.is(200)),
         }
@@ -182,6 +186,35 @@ async fn the_way_back_restores_the_address_ends_every_session_and_voids_the_pass
     let reset = token_of(&stage.letter(OLD, "Choose").await);
     owner.post("/password/reset", json!({"token": reset, "new_password": "quite another password"})).await.is(204);
     owner.post("/login", json!({"email": OLD, "password": "quite another password"})).await.is(200);
+}
+
+/// Letters about sign-ins went to the thief's address while the account had it. Their links turn nobody out once it is back.
+#[tokio::test]
+async fn what_went_to_the_address_of_a_thief_turns_no_owner_out() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let token = ask(&stage, &ana, THIEF).await;
+    confirm(&ana, &token).await.is(200);
+    let log_in = json!({"email": THIEF, "password": password_of("ana")});
+    stage.anon().from_ip("203.0.113.7").post("/login", log_in.clone()).await.is(200);
+    let delivered = link_of(&stage.letter(THIEF, "New sign-in").await);
+    stage.anon().from_ip("203.0.113.8").post("/login", log_in).await.is(200);
+
+    let owner = stage.anon();
+    owner.post("/email/undo", json!({"token": token_of(&way_back(&stage))})).await.is(204);
+    owner.post("/password/forgot", json!({"email": OLD})).await.is(202);
+    let reset = token_of(&stage.letter(OLD, "Choose").await);
+    owner.post("/password/reset", json!({"token": reset, "new_password": "quite another password"})).await.is(204);
+    owner.post("/login", json!({"email": OLD, "password": "quite another password"})).await.is(200);
+    owner.submit(&delivered, &[]).await.is(400);
+    assert_eq!(stage.letters_to(THIEF, "New sign-in").await.len(), 1, "the letter that waited was withdrawn");
+    owner.get("/me").await.is(200);
+}
+
+/// The letter with the way back, without delivering anything else that waits.
+fn way_back(stage: &Stage) -> holdfast::mail::Letter {
+    let mut all = stage.mailbag.letters().into_iter();
+    all.rfind(|letter| letter.to == OLD && letter.subject.starts_with("Your account at localhost has")).expect("the way back")
 }
 
 #[tokio::test]

@@ -233,6 +233,8 @@ async fn verify_first_answers_alike_for_every_address_and_signs_nobody_in() {
     let subjects: Vec<String> = stage.letters().await.into_iter().map(|letter| letter.subject).collect();
     assert_eq!(subjects, ["Confirm your e-mail address at localhost", "You already have an account at localhost"]);
     let token = verification(&stage).await;
+    // Nor does a sign-in tell whether the address was free.
+    stage.anon().post("/login", ask.clone()).await.is_refused(401, "invalid_credentials");
     stage.anon().post("/email/verify", json!({"token": token, "password": "quite another password"})).await.is_refused(403, "invalid_credentials");
     stage.anon().post("/email/verify", json!({"token": token, "password": password_of("ana")})).await.is(200);
     stage.sign_in("ana").await;

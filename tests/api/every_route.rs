@@ -229,8 +229,10 @@ async fn every_route_refuses_other_methods_and_lists_its_own() {
                 continue;
             }
             let answer = bare(&anon, wrong, &filled(path)).await.is(405);
-            if wrong != "HEAD" {
-                assert_eq!(answer.code(), "method_not_allowed", "{wrong} {path}");
+            match wrong {
+                // HTTP/2 takes a body for a breach of the protocol there.
+                "HEAD" => assert!(answer.body.is_empty(), "{path}"),
+                _ => assert_eq!(answer.code(), "method_not_allowed", "{wrong} {path}"),
             }
             let allowed: BTreeSet<&str> = answer.header("allow").expect("Allow").split(',').map(str::trim).filter(|name| *name != "HEAD").collect();
             assert_eq!(allowed, own, "{wrong} {path}");

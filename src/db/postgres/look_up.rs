@@ -14,11 +14,13 @@ use tokio_postgres::types::Type;
 
 use super::{Lent, Raw, fault, in_own_words, within};
 use crate::db::{Fault, FromRow, Rerun, Row};
-use crate::device_sessions::{BY_TOKEN, Found, Known};
+use crate::device_sessions::{BY_TOKEN, Known};
 use crate::secret::TokenHash;
 
 /// Flights at once: while one is answered, another is filled.
 const FLIGHTS: usize = 2;
+/// Who comes when so many wait is turned away.
+const MOST_WAITING: usize = 20_000;
 /// Seats of one flight.
 const SEATS: usize = 500;
 /// How long a request waits for its answer, a lost connection and a new one included.
@@ -26,6 +28,8 @@ const TAKES: Duration = Duration::from_secs(4);
 /// How long one flight may take.
 const FLIGHT: Duration = Duration::from_secs(3);
 
+/// What is known of each token. One row that cannot be read is the trouble of its own token only.
+type AllKnown = HashMap<TokenHash, Result<Known, Fault>>;
 type Answer = oneshot::Sender<Result<Known, Fault>>;
 
 pub(super) struct LookUps {
@@ -46,30 +50,28 @@ impl LookUps {
 
     pub(super) async fn find(self: &Arc<Self>, token: &TokenHash) -> Result<Known, Fault> {
         let (answer, told) = oneshot::channel();
-        if self.queue(*token, answer) {
-            tokio::spawn(fly(self.clone()));
+        if let Some(pilot) = self.queue(*token, answer)? {
+            tokio::spawn(fly(pilot));
         }
         let gone = |_| Err(Fault::broken("a look-up was given up"));
         tokio::time::timeout(TAKES, async { told.await.unwrap_or_else(gone) }).await.unwrap_or_else(|_| Err(Fault::unavailable("it does not answer")))
     }
 
-    /// Takes a place; true when another flight may begin.
-    fn queue(&self, token: TokenHash, answer: Answer) -> bool {
+    /// Takes a place, unless too many wait; with a pilot when another flight may begin.
+    fn queue(self: &Arc<Self>, token: TokenHash, answer: Answer) -> Result<Option<Pilot>, Fault> {
         let mut desk = self.desk();
-        desk.waiting.push((token, answer));
-        let starts = desk.flights < FLIGHTS;
-        desk.flights += usize::from(starts);
-        starts
-    }
-
-    /// Whoever waits, up to the seats there are; none, and this pilot's work is over.
-    fn board(&self) -> Vec<(TokenHash, Answer)> {
-        let mut desk = self.desk();
-        if desk.waiting.is_empty() {
-            desk.flights -= 1;
+        if desk.waiting.len() >= MOST_WAITING {
+            desk.waiting.retain(|(_, answer)| !answer.is_closed());
+            if desk.waiting.len() >= MOST_WAITING {
+                return Err(Fault::unavailable("too many are waiting for it"));
+            }
         }
-        let seats = desk.waiting.len().min(SEATS);
-        desk.waiting.drain(..seats).collect()
+        desk.waiting.push((token, answer));
+        if desk.flights == FLIGHTS {
+            return Ok(None);
+        }
+        desk.flights += 1;
+        Ok(Some(Pilot { look_ups: self.clone(), on_duty: true }))
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -77,21 +79,49 @@ impl LookUps {
     }
 }
 
-async fn fly(look_ups: Arc<LookUps>) {
+/// Who may fly. There are no more of them than flights, whatever becomes of one.
+struct Pilot {
+    look_ups: Arc<LookUps>,
+    on_duty: bool,
+}
+
+impl Pilot {
+    /// Whoever waits, up to the seats there are; none, and this pilot's work is over.
+    fn board(&mut self) -> Vec<(TokenHash, Answer)> {
+        let mut desk = self.look_ups.desk();
+        // Under one lock with the look at who waits: who comes next brings a new pilot.
+        if desk.waiting.is_empty() {
+            desk.flights -= 1;
+            self.on_duty = false;
+        }
+        let seats = desk.waiting.len().min(SEATS);
+        desk.waiting.drain(..seats).collect()
+    }
+}
+
+impl Drop for Pilot {
+    fn drop(&mut self) {
+        if self.on_duty {
+            self.look_ups.desk().flights -= 1;
+        }
+    }
+}
+
+async fn fly(mut pilot: Pilot) {
     let mut lent = None;
     loop {
-        let aboard = look_ups.board();
+        let aboard = pilot.board();
         if aboard.is_empty() {
             lent.into_iter().for_each(Lent::give_back);
             return;
         }
         let tokens: Vec<TokenHash> = aboard.iter().map(|(token, _)| *token).collect();
-        let known = within(FLIGHT, fetch(&look_ups.pool, &mut lent, &tokens)).await;
+        let known = within(FLIGHT, fetch(&pilot.look_ups.pool, &mut lent, &tokens)).await;
         if known.is_err() {
             lent = None;
         }
         for (token, answer) in aboard {
-            let own = known.as_ref().map(|known| known.get(&token).cloned().unwrap_or(Known::Nothing)).map_err(Clone::clone);
+            let own = known.as_ref().map_err(Clone::clone).and_then(|known| known.get(&token).cloned().unwrap_or(Ok(Known::Nothing)));
             // Whoever went away needs no answer.
             let _ = answer.send(own);
         }
@@ -99,7 +129,7 @@ async fn fly(look_ups: Arc<LookUps>) {
 }
 
 /// Reads all at once. A connection that turns out to be dead is replaced once: a read can be asked again.
-async fn fetch(pool: &Pool, lent: &mut Option<Lent>, tokens: &[TokenHash]) -> Result<HashMap<TokenHash, Known>, Fault> {
+async fn fetch(pool: &Pool, lent: &mut Option<Lent>, tokens: &[TokenHash]) -> Result<AllKnown, Fault> {
     for _ in 0..2 {
         if lent.is_none() {
             *lent = Some(Lent::of(pool).await?);
@@ -113,12 +143,12 @@ async fn fetch(pool: &Pool, lent: &mut Option<Lent>, tokens: &[TokenHash]) -> Re
     Err(Fault::unavailable("the connection was lost"))
 }
 
-async fn fetch_on(client: &Object, tokens: &[TokenHash]) -> Result<HashMap<TokenHash, Known>, Fault> {
+async fn fetch_on(client: &Object, tokens: &[TokenHash]) -> Result<AllKnown, Fault> {
     // The statement asks for one token; here for many.
     let of_many = in_own_words(&BY_TOKEN.replace("= ?1", "= ANY(?1)"));
     let tokens: Vec<&[u8]> = tokens.iter().map(|token| token.0.as_slice()).collect();
     let statement = client.prepare_typed_cached(&of_many, &[Type::BYTEA_ARRAY]).await.map_err(fault)?;
     let rows = client.query(&statement, &[&tokens]).await.map_err(fault)?;
-    let found = rows.iter().map(|row| Found::from_row(&Row(Raw::Postgres(row))));
-    found.map(|found| found.map(|Found { token, known }| (token, known))).collect()
+    let each = rows.iter().map(|row| Row(Raw::Postgres(row)));
+    each.map(|row| Ok((row.get(0)?, Known::from_row(&row)))).collect()
 }

@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
-use super::{CONNECT, LOCK, STATEMENT};
+use super::{CONNECT, GREETING, LOCK, STATEMENT};
 
 /// A Postgres server, as `DATABASE_URL` names it.
 #[derive(Clone, PartialEq, Eq)]
@@ -54,10 +54,8 @@ impl Server {
         if hosts.is_empty() && config.get_hostaddrs().is_empty() {
             return Err(format!("names no host; allowed: {ALLOWED}"));
         }
-        if hosts.len() > 1 && config.get_target_session_attrs() == TargetSessionAttrs::Any {
-            // Of several servers, the one that takes writes.
-            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        }
+        // Never a standby, also where one name leads to several servers: it may not know yet what has ended.
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         let trust = match (mode, roots) {
             (None, None) if hosts_are_here(&config) => Trust::Clear,
             (Some("disable"), None) => Trust::Clear,
@@ -80,6 +78,12 @@ impl Server {
         unchecked.then(|| "DATABASE_URL: sslmode=require encrypts, but checks nobody's certificate; use verify-full".into())
     }
 
+    /// How long a connection may take: each host in turn, and then the greeting.
+    pub(super) fn patience(&self) -> Duration {
+        let hosts = self.config.get_hosts().len().max(self.config.get_hostaddrs().len()).max(1);
+        CONNECT * u32::try_from(hosts).unwrap_or(1) + GREETING
+    }
+
     /// How a connection is made: every wait has its bound, here and at the server.
     pub(super) fn client(&self) -> Config {
         let mut config = self.config.clone();
@@ -90,6 +94,8 @@ impl Server {
         config.ssl_mode(if self.trust == Trust::Clear { SslMode::Disable } else { SslMode::Require });
         config.connect_timeout(CONNECT);
         config.keepalives_idle(Duration::from_secs(15));
+        config.keepalives_interval(Duration::from_secs(2));
+        config.keepalives_retries(3);
         config.tcp_user_timeout(Duration::from_secs(10));
         if config.get_application_name().is_none() {
             config.application_name("holdfast");
