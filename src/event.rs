@@ -286,18 +286,17 @@ const MOST_ASKED_OF_NONE: i64 = 1000;
 /// Says that somebody asked for something that anybody may ask for, unless it has been said often enough within the hour.
 pub fn record_asked(tx: &mut Tx, scene: Scene, event: Event) -> Result<(), Fault> {
     let since = EventId(floor(tx.now().minus(Duration::from_secs(3600))));
-    let recorded: Option<i64> = match scene.user {
-        Some(user) => tx.row(
-            "SELECT count(*) FROM (SELECT 1 AS one FROM events WHERE user_id = ?1 AND kind = ?2 AND id > ?3 LIMIT ?4) AS recent",
-            (user, event.kind(), since, MOST_ASKED),
-        )?,
-        None => tx.row(
-            "SELECT count(*) FROM (SELECT 1 AS one FROM events WHERE kind = ?1 AND id > ?2 AND user_id IS NULL LIMIT ?3) AS recent",
-            (event.kind(), since, MOST_ASKED_OF_NONE),
-        )?,
+    let (recent, most): (Vec<i64>, i64) = match scene.user {
+        Some(user) => {
+            let sql = "SELECT 1 FROM events WHERE user_id = ?1 AND kind = ?2 AND id > ?3 LIMIT ?4";
+            (tx.rows(sql, (user, event.kind(), since, MOST_ASKED))?, MOST_ASKED)
+        }
+        None => {
+            let sql = "SELECT 1 FROM events WHERE kind = ?1 AND id > ?2 AND user_id IS NULL LIMIT ?3";
+            (tx.rows(sql, (event.kind(), since, MOST_ASKED_OF_NONE))?, MOST_ASKED_OF_NONE)
+        }
     };
-    let most = if scene.user.is_some() { MOST_ASKED } else { MOST_ASKED_OF_NONE };
-    if recorded.unwrap_or(0) < most { record(tx, scene, event) } else { Ok(()) }
+    if (recent.len() as i64) < most { record(tx, scene, event) } else { Ok(()) }
 }
 
 /// Says that it happened.

@@ -16,7 +16,7 @@
 
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::task::JoinSet;
 
 use super::letters::{LetterKind, To};
 use super::{Event, Recorded, Scene, record};
@@ -133,7 +133,8 @@ struct Lease {
 /// The database cannot be used. A transport that fails is no error: the letter is put off.
 pub async fn deliver_due(app: &App) -> Result<usize, Fault> {
     let (mut left, mut trouble) = (0, None);
-    let mut under_way = FuturesUnordered::new();
+    // Each on a task of its own: one that has been given the writer's turn uses it, whatever this loop waits for.
+    let mut under_way = JoinSet::new();
     loop {
         // A slow letter holds up nobody else's: its place alone is taken.
         let room = AT_ONCE - i64::try_from(under_way.len()).unwrap_or(AT_ONCE);
@@ -142,7 +143,7 @@ pub async fn deliver_due(app: &App) -> Result<usize, Fault> {
             match app.db.write(move |tx| claim(tx, room)).await {
                 // What was due was over: there may be more.
                 Ok(errands) if errands.is_empty() => continue,
-                Ok(errands) => under_way.extend(errands.into_iter().map(|errand| deliver(app, errand))),
+                Ok(errands) => errands.into_iter().for_each(|errand| drop(under_way.spawn(deliver(app.clone(), errand)))),
                 Err(fault) => trouble = Some(fault),
             }
             break;
@@ -151,10 +152,11 @@ pub async fn deliver_due(app: &App) -> Result<usize, Fault> {
             return trouble.map_or(Ok(left), Err);
         }
         tokio::select! {
-            Some(done) = under_way.next() => match done {
-                Ok(was_sent) => left += usize::from(was_sent),
+            Some(done) = under_way.join_next() => match done {
+                Ok(Ok(was_sent)) => left += usize::from(was_sent),
                 // Those under way are finished all the same.
-                Err(fault) => trouble = Some(fault),
+                Ok(Err(fault)) => trouble = Some(fault),
+                Err(e) => trouble = Some(Fault::broken(format!("a delivery panicked: {e}"))),
             },
             () = app.db.post_bell() => {}
             () = tokio::time::sleep(LOOK) => {}
@@ -162,9 +164,9 @@ pub async fn deliver_due(app: &App) -> Result<usize, Fault> {
     }
 }
 
-async fn deliver(app: &App, errand: Errand) -> Result<bool, Fault> {
+async fn deliver(app: App, errand: Errand) -> Result<bool, Fault> {
     let lease = errand.lease;
-    let trouble = match attempt(app, &errand).await {
+    let trouble = match attempt(&app, &errand).await {
         Ok(()) => {
             let leaves = app.mail.leaves();
             app.db.write(move |tx| mark_sent(tx, lease, leaves)).await?;

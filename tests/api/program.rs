@@ -688,7 +688,7 @@ fn while_another_program_holds_the_lock_writes_wait_five_seconds_and_checks_go_o
     let mut ana = server.sign_up("ana@example.com");
     ana.get("/check").is(204);
     // Her letter has left: a delivery that waits for the lock too would make the next one wait for both.
-    server.wait_for("sent letter=");
+    server.wait_for("INFO sent user=");
     let holder = place.sql();
     holder.execute_batch("BEGIN IMMEDIATE").expect("the lock");
     std::thread::scope(|threads| {
