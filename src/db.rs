@@ -517,6 +517,7 @@ where
     async move {
         match task.await {
             Ok(done) => done,
+            Err(e) if e.is_cancelled() => Err(Fault::unavailable("the server is stopping").into()),
             Err(e) => Err(Fault::broken(format!("a transaction panicked: {e}")).into()),
         }
     }

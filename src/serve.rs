@@ -60,7 +60,8 @@ pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> 
     }
     handle.graceful_shutdown(Some(GOODBYE));
     let served = server.await.unwrap_or_else(|e| Err(io::Error::other(e)));
-    background.abort_all();
+    // To its end: what is cut off while the runtime goes down would tell of troubles that are none.
+    background.shutdown().await;
     match background::write_back_all(&app).await {
         Ok(()) => tracing::info!("stopped"),
         Err(fault) => tracing::error!(error = %fault, "stopped, but the newest last-active times could not be written: idle may come early"),
