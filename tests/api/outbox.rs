@@ -106,7 +106,7 @@ async fn several_instances_deliver_each_letter_once() {
 async fn letters_of_a_removed_account_are_not_sent() {
     let stage = Stage::new().await;
     stage.sign_up("ana").await;
-    stage.execute("PRAGMA foreign_keys = ON; DELETE FROM users");
+    stage.execute("DELETE FROM users");
     assert!(stage.letters().await.is_empty());
     assert_eq!(stage.count("SELECT count(*) FROM outbox"), 0);
 }
