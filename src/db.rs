@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -247,6 +247,8 @@ struct Setting {
 pub struct Db {
     store: Store,
     setting: Arc<Setting>,
+    /// Held, shared, by each transaction that goes on without its caller.
+    under_way: Arc<RwLock<()>>,
 }
 
 #[derive(Clone)]
@@ -303,7 +305,7 @@ impl Db {
             Url::Postgres(server) => Store::Postgres(Arc::new(postgres::Postgres::open(server).await?)),
         };
         let setting = Setting { clock, chance, mint: Mint::default(), live, post_bell: Arc::default() };
-        let db = Db { store, setting: Arc::new(setting) };
+        let db = Db { store, setting: Arc::new(setting), under_way: Arc::default() };
         migrate::run(&db).await?;
         Ok(db)
     }
@@ -411,6 +413,11 @@ impl Db {
         }
     }
 
+    /// Resolves when nothing goes on any more that was begun before.
+    pub async fn settled(&self) {
+        drop(self.under_way.write().await);
+    }
+
     /// The earlier of a moment and the database server's own now: where instances share a database, the clock of one is no
     /// judge of all sessions.
     pub async fn at_most_now(&self, moment: Timestamp) -> Result<Timestamp, Fault> {
@@ -429,8 +436,13 @@ impl Db {
         E: From<Fault> + Send + 'static,
     {
         let Store::Postgres(_) = self.store else { return self.transact_here(mode, f).await };
-        let db = self.clone();
-        let task = tokio::spawn(async move { db.transact_here(mode, f).await }.in_current_span());
+        let (db, under_way) = (self.clone(), self.under_way.clone().read_owned().await);
+        let own_task = async move {
+            let out = db.transact_here(mode, f).await;
+            drop(under_way);
+            out
+        };
+        let task = tokio::spawn(own_task.in_current_span());
         task.await.unwrap_or_else(|e| Err(Fault::broken(format!("a transaction panicked: {e}")).into()))
     }
 

@@ -58,6 +58,8 @@ pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> 
         tracing::warn!(grace = ?app.config.shutdown_grace, "some requests did not finish in time");
         handle.shutdown();
     }
+    // Also what goes on for callers that have gone away.
+    let _ = tokio::time::timeout(GOODBYE, app.db.settled()).await;
     handle.graceful_shutdown(Some(GOODBYE));
     let served = server.await.unwrap_or_else(|e| Err(io::Error::other(e)));
     // To its end: what is cut off while the runtime goes down would tell of troubles that are none.

@@ -125,6 +125,7 @@ fn count_of(stage: &Stage, name: &str, what: &str) -> i64 {
 
 /// Waits until whatever was being written is written, by holding every connection that writes at one moment.
 async fn quiet(app: &App) {
+    app.db.settled().await;
     // The default pool without the three connections that transactions do not get.
     let writers = if ON_POSTGRES { 13 } else { 1 };
     let all = Arc::new(std::sync::Barrier::new(writers));
