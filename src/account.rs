@@ -26,6 +26,7 @@ use crate::event::{Event, Scene, record};
 use crate::factor::password::PasswordHash;
 use crate::id::UserId;
 use crate::secret::{Token, TokenHash};
+use crate::session_extractor::Session;
 use crate::session_security::{Limits, is_new_device, is_new_ip, judge};
 
 /// A user, as the API shows one.
@@ -89,6 +90,18 @@ pub fn by_id(tx: &mut Tx, id: UserId) -> Result<Option<User>, Fault> {
 /// Reads a user that must be there: a session points to it.
 pub fn of_session(tx: &mut Tx, id: UserId) -> Result<User, Fault> {
     by_id(tx, id)?.ok_or_else(|| Fault::broken("a session without a user"))
+}
+
+/// Reads the user whose session asks, for a look at the current password. The user before the session: whoever changes the
+/// password rotates the session too, so the loser of a race learns that it was rotated, not that its password is wrong.
+pub async fn who_asks(app: &App, me: &Session) -> Result<User, Error> {
+    let asking = me.clone();
+    let read = move |tx: &mut Tx| {
+        let user = of_session(tx, asking.user_id)?;
+        device_sessions::still_current(tx, &asking)?;
+        Ok(user)
+    };
+    app.db.glance(read).await
 }
 
 /// Reads a user by the canonical form of the address.

@@ -48,14 +48,7 @@ pub async fn ask(
     Json(ask): Json<EmailChange>,
 ) -> Result<StatusCode, Error> {
     let EmailChange { email, current_password } = ask;
-    let asking = me.clone();
-    let user = app
-        .db
-        .glance(move |tx| -> Result<_, Error> {
-            still_current(tx, &asking)?;
-            Ok(of_session(tx, asking.user_id)?)
-        })
-        .await?;
+    let user = super::who_asks(&app, &me).await?;
     if !app.hasher.check(client.ip, current_password, user.password).await?.fits {
         return Err(Refusal::WrongCurrentPassword.into());
     }

@@ -38,15 +38,7 @@ pub async fn change(
     Json(ask): Json<PasswordChange>,
 ) -> Result<Response, Error> {
     let PasswordChange { current_password, new_password, sign_out_others } = ask;
-    // In one snapshot with the session, so that the loser of a race learns that it was rotated, not that its password is wrong.
-    let asking = me.clone();
-    let user = app
-        .db
-        .glance(move |tx| -> Result<_, Error> {
-            still_current(tx, &asking)?;
-            Ok(of_session(tx, asking.user_id)?)
-        })
-        .await?;
+    let user = super::who_asks(&app, &me).await?;
     if !app.hasher.check(client.ip, current_password, user.password).await?.fits {
         return Err(Refusal::WrongCurrentPassword.into());
     }
