@@ -9,15 +9,15 @@
 //! 6. [`require_session`], where a session is needed.
 //! 7. The handler's extractors, in the order of its arguments: permission, query, body, path.
 //!
-//! 1 to 3 are one service around the router ([`Around`]), 5 and 6 one layer of each route ([`Entrance`]). Both are written out
-//! instead of made by `axum::middleware`: that clones and boxes whatever lies inside, once for each layer and each request,
-//! which cost more than the whole check.
+//! 1 to 3 are one service around the router ([`Around`]), 5 and 6 one layer of each route ([`Entrance`]). Both are written out,
+//! futures and all, instead of made by `axum::middleware`: that clones and boxes whatever lies inside, once for each layer and
+//! each request, which cost more than the whole check.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -30,15 +30,16 @@ use axum::http::header::{
 use axum::http::{self, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use axum::response::{IntoResponse, Response};
 use axum::routing::Route;
-use futures_util::FutureExt;
+use axum::routing::future::RouteFuture;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use pin_project_lite::pin_project;
 use tower::{Layer, Service};
-use tracing::Instrument;
+use tracing::Span;
 
 use crate::app::App;
 use crate::cross_site::{self, Crossing, Passage};
 use crate::error::{self, Blame, Code, Refusal};
-use crate::session_extractor::{Session, require_session};
+use crate::session_extractor::{Look, Session, admit, look, require_session};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const BODY_BYTES: usize = 64 * 1024;
@@ -52,8 +53,6 @@ const SAFE: [(HeaderName, &str); 5] = [
     (REFERRER_POLICY, "no-referrer"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
-
-type Answer = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
 /// The routes with steps 1 to 3 around them.
 #[derive(Clone)]
@@ -76,53 +75,105 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = Answering;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<B>) -> Answer {
+    fn call(&mut self, request: http::Request<B>) -> Answering {
         let begun = Instant::now();
-        let app = self.app.clone();
-        let id = RequestId::of(request.headers(), &app);
+        let id = RequestId::of(request.headers(), &self.app);
         let (method, version) = (request.method().clone(), request.version());
-        let Crossing { passage, reader } = cross_site::judge(&method, request.headers(), &app.config);
-        let answer = match passage {
-            Passage::Through => Ok(self.routes.call(request)),
-            Passage::Answered(response) => Err(response),
+        let Crossing { passage, reader } = cross_site::judge(&method, request.headers(), &self.app.config);
+        let course = match passage {
+            Passage::Through => Course::Routed { answer: self.routes.call(request), span: span(&method, &id) },
+            Passage::Answered(response) => Course::Answered { response: Some(response) },
         };
-        Box::pin(async move {
-            let mut response = match answer {
-                Ok(answer) => in_our_words(answer.map(|Ok(response)| response), &id).instrument(span(&method, &id)).await,
-                Err(response) => response,
-            };
-            let headers = response.headers_mut();
-            cross_site::open_to(reader, headers, &app.config);
-            for (name, value) in SAFE {
-                // The pages of letters have a policy of their own.
-                headers.entry(name).or_insert(HeaderValue::from_static(value));
+        Answering { course, asked: Asked { app: self.app.clone(), id, method, version, reader, begun } }
+    }
+}
+
+pin_project! {
+    /// An answer on its way out through steps 3 to 1.
+    pub struct Answering {
+        #[pin]
+        course: Course,
+        asked: Asked,
+    }
+}
+
+pin_project! {
+    /// What became of a request.
+    #[project = CourseProjection]
+    enum Course {
+        /// The router has it.
+        Routed { #[pin] answer: RouteFuture<Infallible>, span: Span },
+        /// It got no further.
+        Answered { response: Option<Response> },
+    }
+}
+
+impl Future for Answering {
+    type Output = Result<Response, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = match this.course.project() {
+            CourseProjection::Routed { answer, span } => {
+                let _entered = span.enter();
+                match std::panic::catch_unwind(AssertUnwindSafe(|| answer.poll(cx))) {
+                    Ok(Poll::Pending) => return Poll::Pending,
+                    Ok(Poll::Ready(Ok(response))) => in_our_words(response, &this.asked.id),
+                    // A panic costs its own request only.
+                    Err(_) => broken(Some(Blame("a handler panicked".into())), None, &this.asked.id),
+                }
             }
-            if app.config.public_url.https {
-                headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
-            }
-            headers.insert(REQUEST_ID, id.header());
-            if version < Version::HTTP_2 && app.draining.load(Ordering::Relaxed) {
-                headers.insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            if method == Method::HEAD {
-                without_body(&mut response);
-            }
-            if is_logged(&response) {
-                log(&id, &method, &response, begun.elapsed());
-            }
-            Ok(response)
-        })
+            CourseProjection::Answered { response } => response.take().unwrap_or_default(),
+        };
+        Poll::Ready(Ok(this.asked.finish(response)))
+    }
+}
+
+/// What is known of a request when its answer leaves.
+struct Asked {
+    app: App,
+    id: RequestId,
+    method: Method,
+    version: Version,
+    /// The origin that may read the answer.
+    reader: Option<HeaderValue>,
+    begun: Instant,
+}
+
+impl Asked {
+    /// Puts on what every answer has, and tells the log.
+    fn finish(&mut self, mut response: Response) -> Response {
+        let (config, headers) = (&self.app.config, response.headers_mut());
+        cross_site::open_to(self.reader.take(), headers, config);
+        for (name, value) in SAFE {
+            // The pages of letters have a policy of their own.
+            headers.entry(name).or_insert(HeaderValue::from_static(value));
+        }
+        if config.public_url.https {
+            headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+        }
+        headers.insert(REQUEST_ID, self.id.header());
+        if self.version < Version::HTTP_2 && self.app.draining.load(Ordering::Relaxed) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if self.method == Method::HEAD {
+            without_body(&mut response);
+        }
+        if is_logged(&response) {
+            log(&self.id, &self.method, &response, self.begun.elapsed());
+        }
+        response
     }
 }
 
 /// What changes state says so in the log, and that line should name its request; a mere look need not pay for the span.
-fn span(method: &Method, id: &RequestId) -> tracing::Span {
+fn span(method: &Method, id: &RequestId) -> Span {
     match *method {
         Method::GET | Method::HEAD => tracing::debug_span!("request", request_id = id.text()),
         _ => tracing::info_span!("request", request_id = id.text()),
@@ -142,25 +193,24 @@ fn without_body(response: &mut Response) {
     *response.body_mut() = Body::empty();
 }
 
-/// Puts what the router and the runtime say into our words. A panic costs its own request only.
-async fn in_our_words(answer: impl Future<Output = Response>, id: &RequestId) -> Response {
-    let caught = AssertUnwindSafe(answer).catch_unwind().await;
-    let (mut response, panicked) = match caught {
-        Ok(response) => (response, None),
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR.into_response(), Some(Blame("a handler panicked".into()))),
-    };
+/// Puts what the router and the runtime say into our words.
+fn in_our_words(mut response: Response, id: &RequestId) -> Response {
     match response.status() {
         StatusCode::METHOD_NOT_ALLOWED => error::method_not_allowed(response.headers_mut().remove(ALLOW)),
         StatusCode::INTERNAL_SERVER_ERROR => {
-            let blame = panicked.or_else(|| response.extensions_mut().remove::<Blame>());
-            let seen = response.extensions_mut().remove::<Seen>();
-            let mut response = error::internal(Some(id.text().into()));
-            blame.map(|blame| response.extensions_mut().insert(blame));
-            seen.map(|seen| response.extensions_mut().insert(seen));
-            response
+            let (blame, seen) = (response.extensions_mut().remove(), response.extensions_mut().remove());
+            broken(blame, seen, id)
         }
         _ => response,
     }
+}
+
+/// Our fault, with its cause for the log alone.
+fn broken(blame: Option<Blame>, seen: Option<Seen>, id: &RequestId) -> Response {
+    let mut response = error::internal(Some(id.text().into()));
+    blame.map(|blame| response.extensions_mut().insert(blame));
+    seen.map(|seen| response.extensions_mut().insert(seen));
+    response
 }
 
 /// What a handler is, to who comes.
@@ -224,37 +274,88 @@ pub struct Entered {
 impl Service<Request> for Entered {
     type Response = Response;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = Entering;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request) -> Answer {
-        let Entered { entrance: Entrance { app, to }, handler } = self.clone();
-        Box::pin(async move {
-            let route = request.extensions().get::<MatchedPath>().cloned();
-            let (mut response, session) = match read_body(request, to).await {
-                Ok(request) if to == To::SignedIn => require_session(&app, request, handler).await,
-                Ok(request) => (run(handler, request).await, None),
-                Err(refusal) => (hang_up(refusal), None),
-            };
-            if is_logged(&response) {
-                response.extensions_mut().insert(Seen { route, session });
-            }
-            Ok(response)
-        })
+    fn call(&mut self, mut request: Request) -> Entering {
+        let Entrance { app, to } = &self.entrance;
+        let route = request.extensions().get::<MatchedPath>().cloned();
+        // Without a body there is nothing to wait for before the look, and most looks are all there is.
+        let looked = match *to == To::SignedIn && !has_body(request.headers(), request.body()) {
+            true => Some(look(app, request.headers())),
+            false => None,
+        };
+        if let Some(Look::Yes(session)) = looked {
+            admit(&mut request, &session);
+            return Entering { way: Way::Straight { answer: self.handler.call(request) }, seen: Seen { route, session: Some(session) } };
+        }
+        Entering { way: Way::Whole { answer: Box::pin(enter(self.clone(), request, looked)) }, seen: Seen { route, session: None } }
     }
 }
 
-/// Hands a request to its handler.
-pub async fn run(mut handler: Route, request: Request) -> Response {
+pin_project! {
+    /// An answer on its way out of a route.
+    pub struct Entering {
+        #[pin]
+        way: Way,
+        seen: Seen,
+    }
+}
+
+pin_project! {
+    /// How far a request had to go.
+    #[project = WayProjection]
+    enum Way {
+        /// Memory let it in at once.
+        Straight { #[pin] answer: RouteFuture<Infallible> },
+        /// Something had to be waited for.
+        Whole { answer: Pin<Box<dyn Future<Output = (Response, Option<Session>)> + Send>> },
+    }
+}
+
+impl Future for Entering {
+    type Output = Result<Response, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = match this.way.project() {
+            WayProjection::Straight { answer } => ready!(answer.poll(cx))?,
+            WayProjection::Whole { answer } => {
+                let (response, session) = ready!(answer.as_mut().poll(cx));
+                this.seen.session = session;
+                response
+            }
+        };
+        if is_logged(&response) {
+            response.extensions_mut().insert(std::mem::take(this.seen));
+        }
+        Poll::Ready(Ok(response))
+    }
+}
+
+/// The whole way in: the body, the session if one is needed, the handler.
+async fn enter(entered: Entered, request: Request, looked: Option<Look>) -> (Response, Option<Session>) {
+    let Entered { entrance: Entrance { app, to }, mut handler } = entered;
+    let (mut request, mut session) = match read_body(request, to).await {
+        Ok(request) => (request, None),
+        Err(refusal) => return (hang_up(refusal), None),
+    };
+    if to == To::SignedIn {
+        let looked = looked.unwrap_or_else(|| look(&app, request.headers()));
+        match require_session(&app, request, looked).await {
+            Ok((admitted, whose)) => (request, session) = (admitted, Some(whose)),
+            Err(error) => return (error.into_response(), None),
+        }
+    }
     let Ok(response) = handler.call(request).await;
-    response
+    (response, session)
 }
 
 /// What a route knows of its request, on its way to the log.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Seen {
     route: Option<MatchedPath>,
     session: Option<Session>,

@@ -11,10 +11,8 @@
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request};
-use axum::http::HeaderMap;
 use axum::http::request::Parts;
-use axum::response::{IntoResponse, Response};
-use axum::routing::Route;
+use axum::http::{HeaderMap, HeaderName};
 
 use crate::app::App;
 use crate::background;
@@ -25,38 +23,56 @@ use crate::db::Tx;
 use crate::device_sessions::{self, Known};
 use crate::error::{Error, Refusal};
 use crate::live_sessions::{LiveSession, Met, Owed};
-use crate::middleware::run;
 use crate::secret::TokenHash;
 use crate::session_security::{judge, note_use_of_successor};
 
 /// The session of a request that passed the check.
 pub type Session = Arc<LiveSession>;
 
-/// Lets a request in to `handler` with its session, or answers `401` with the reason.
-pub async fn require_session(app: &App, request: Request, handler: Route) -> (Response, Option<Session>) {
-    let (mut parts, body) = request.into_parts();
-    match check(app, &mut parts).await {
-        Ok(session) => {
-            parts.extensions.insert(session.clone());
-            (run(handler, Request::from_parts(parts, body)).await, Some(session))
-        }
-        Err(error) => (error.into_response(), None),
+/// What memory says of a request at once.
+pub enum Look {
+    /// It may come in.
+    Yes(Session),
+    /// It may not.
+    No(Refusal),
+    /// The database has to be asked.
+    Ask(Asked, Met),
+}
+
+/// Looks into memory: the whole check, for nearly every request.
+pub fn look(app: &App, headers: &HeaderMap) -> Look {
+    let Some(token) = app.cookies.presented(headers, cookie::Name::Session) else { return Look::No(Refusal::Unauthenticated) };
+    let asked = Asked { token: token.hash(), at: app.clock.now(), passive: is_passive(headers) };
+    match asked.meet(app) {
+        Met::Live(session, owed) if owed == Owed::default() => Look::Yes(session),
+        met => Look::Ask(asked, met),
     }
 }
 
-async fn check(app: &App, parts: &mut Parts) -> Result<Session, Error> {
-    let token = app.cookies.presented(&parts.headers, cookie::Name::Session).ok_or(Refusal::Unauthenticated)?.hash();
-    let asked = Asked { token, at: app.clock.now(), passive: is_passive(&parts.headers) };
-    match asked.meet(app) {
-        Met::Live(session, owed) if owed == Owed::default() => Ok(session),
-        // In a box, which few requests need: the others are the quicker the smaller their future is.
-        met => Box::pin(ask_database(app, parts, asked, met)).await,
-    }
+/// Lets a request in with its session, or says why not.
+///
+/// # Errors
+/// The reason for which the token is worth nothing; a fault, which is a no too.
+pub async fn require_session(app: &App, request: Request, looked: Look) -> Result<(Request, Session), Error> {
+    let (mut parts, body) = request.into_parts();
+    let session = match looked {
+        Look::Yes(session) => session,
+        Look::No(refusal) => return Err(refusal.into()),
+        Look::Ask(asked, met) => ask_database(app, &mut parts, asked, met).await?,
+    };
+    let mut request = Request::from_parts(parts, body);
+    admit(&mut request, &session);
+    Ok((request, session))
+}
+
+/// Gives a request the session that its guards will look for.
+pub fn admit(request: &mut Request, session: &Session) {
+    request.extensions_mut().insert(session.clone());
 }
 
 /// What a request presents, and when.
 #[derive(Clone, Copy)]
-struct Asked {
+pub struct Asked {
     token: TokenHash,
     at: Timestamp,
     passive: bool,
@@ -111,9 +127,11 @@ async fn ask_database(app: &App, parts: &mut Parts, asked: Asked, first: Met) ->
     }
 }
 
+const PASSIVE: HeaderName = HeaderName::from_static("x-session-passive");
+
 /// A poll may ask not to count as activity.
 fn is_passive(headers: &HeaderMap) -> bool {
-    headers.get("x-session-passive").is_some_and(|value| value == "1")
+    headers.get(PASSIVE).is_some_and(|value| value == "1")
 }
 
 /// Tells the database what it must know before the answer. Few requests owe anything: the first after a silence, and the
