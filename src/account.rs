@@ -25,8 +25,8 @@ use crate::error::Error;
 use crate::event::{Event, Scene, record};
 use crate::factor::password::PasswordHash;
 use crate::id::UserId;
+use crate::live_sessions::Session;
 use crate::secret::{Token, TokenHash};
-use crate::session_extractor::Session;
 use crate::session_security::{Limits, is_new_device, is_new_ip, judge};
 
 /// A user, as the API shows one.

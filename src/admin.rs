@@ -22,7 +22,7 @@ use crate::form::{Form, FromForm, Json, NoQuery, Nothing, Query, Rules};
 use crate::guard::{ADMIN, Admin, PathId, PathIds};
 use crate::id::{EventId, UserId};
 use crate::letter_token;
-use crate::live_sessions::LiveSession;
+use crate::live_sessions::Session;
 
 /// `GET /admin/users`: the users, newest first.
 #[utoipa::path(get, path = "/admin/users", tag = "Administration", operation_id = "list_users", security(("session" = [])),
@@ -162,7 +162,7 @@ pub async fn list_events(State(app): State<App>, Admin(_): Admin, Query(ask): Qu
 /// Does something to a user's account in one transaction, and answers with what became of it.
 async fn change(
     app: &App,
-    me: std::sync::Arc<LiveSession>,
+    me: Session,
     client: &Client,
     id: UserId,
     deed: impl Fn(&mut Tx, By, Scene) -> Result<u64, Error> + Send + 'static,

@@ -18,8 +18,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use crate::app::App;
 use crate::config::Config;
 use crate::error::{Error, FieldError, Refusal};
-use crate::live_sessions::LiveSession;
-use crate::session_extractor::Session;
+use crate::live_sessions::{LiveSession, Session};
 
 /// A request body of type `T`.
 pub struct Json<T>(pub T);

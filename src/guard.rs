@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Refusal};
 use crate::id::{SessionId, UserId};
-use crate::session_extractor::Session;
+use crate::live_sessions::Session;
 
 /// The role that administers.
 pub const ADMIN: &str = "admin";

@@ -18,8 +18,10 @@
 //! last-active is not yet stored is never dropped to make room. Strangers cannot grow this table: only a token that the
 //! database knows as live gets in.
 
-use std::collections::{HashMap, VecDeque};
+use std::borrow::Borrow;
+use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -76,7 +78,7 @@ impl Who {
 #[derive(Debug)]
 pub enum Met {
     /// A live session; if the request counts as activity, it has been counted.
-    Live(Arc<LiveSession>, Owed),
+    Live(Session, Owed),
     /// A session that is past a deadline. It has to be ended in the database before the answer.
     Dead,
     /// Nothing that can be relied on: ask the database, and bring the ticket back.
@@ -125,7 +127,7 @@ struct Table {
 
 #[derive(Default)]
 struct Shard {
-    entries: HashMap<TokenHash, Entry, BuildHasherDefault<FirstBytes>>,
+    entries: HashSet<Session, BuildHasherDefault<FirstBytes>>,
     /// Whom to drop first: a clock over the entries, oldest at the front. May name entries that are gone.
     hand: VecDeque<TokenHash>,
     /// Moves on with every ending.
@@ -134,8 +136,14 @@ struct Shard {
     lagging: std::sync::Mutex<Vec<TokenHash>>,
 }
 
+/// A live session as a request holds it. Cheap to clone; what it says stays as it was when the request was let in.
+#[derive(Clone, Debug)]
+pub struct Session(Arc<Entry>);
+
+/// All of a session in one allocation: a check touches few lines of memory, and a place in the table is a pointer.
+#[derive(Debug)]
 struct Entry {
-    session: Arc<LiveSession>,
+    session: LiveSession,
     trust: u64,
     last_active: AtomicI64,
     /// The last-active that the database has.
@@ -148,7 +156,47 @@ struct Entry {
     used: AtomicBool,
 }
 
+impl Deref for Session {
+    type Target = LiveSession;
+
+    fn deref(&self) -> &LiveSession {
+        &self.0.session
+    }
+}
+
+impl Borrow<TokenHash> for Session {
+    fn borrow(&self) -> &TokenHash {
+        &self.token
+    }
+}
+
+impl Hash for Session {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.token.hash(state);
+    }
+}
+
+impl PartialEq for Session {
+    fn eq(&self, other: &Self) -> bool {
+        self.token == other.token
+    }
+}
+
+impl Eq for Session {}
+
 impl Entry {
+    fn last_active(&self) -> Timestamp {
+        Timestamp(self.last_active.load(Ordering::Relaxed))
+    }
+
+    /// Takes over what memory knows better than the row that was just read. Under the shard's lock, so nobody touches either.
+    fn go_on_from(&mut self, older: &Entry) {
+        *self.last_active.get_mut() = self.last_active.load(Ordering::Relaxed).max(older.last_active.load(Ordering::Relaxed));
+        *self.stored.get_mut() = self.stored.load(Ordering::Relaxed).max(older.stored.load(Ordering::Relaxed));
+        *self.queued.get_mut() = older.queued.load(Ordering::Relaxed);
+        *self.used.get_mut() = older.used.load(Ordering::Relaxed);
+    }
+
     fn is_unwritten(&self) -> bool {
         self.last_active.load(Ordering::Relaxed) > self.stored.load(Ordering::Relaxed)
     }
@@ -168,8 +216,7 @@ impl Entry {
     }
 
     fn unwritten(&self) -> Unwritten {
-        let last_active = Timestamp(self.last_active.load(Ordering::Relaxed));
-        Unwritten { id: self.session.id, token: self.session.token, last_active }
+        Unwritten { id: self.session.id, token: self.session.token, last_active: self.last_active() }
     }
 }
 
@@ -232,24 +279,24 @@ impl LiveSessions {
         let trust = self.0.trust.load(Ordering::Acquire);
         let shard = self.read(token);
         let entry = match shard.entries.get(token) {
-            Some(entry) if entry.trust == trust || self.0.shared => entry,
+            Some(entry) if entry.0.trust == trust || self.0.shared => entry,
             _ => return Met::Unknown(Ticket { epoch: shard.epoch, trust }),
         };
-        let verdict = judge(&entry.session.limits, Timestamp(entry.last_active.load(Ordering::Relaxed)), now);
+        let verdict = judge(&entry.limits, entry.0.last_active(), now);
         if verdict != Verdict::Live {
             return Met::Dead;
         }
         if !passive {
             // Under the shard's lock, so that a touch is never lost to an entry being read again.
-            entry.last_active.fetch_max(now.0, Ordering::Relaxed);
-            shard.queue_if_lagging(token, entry);
+            entry.0.last_active.fetch_max(now.0, Ordering::Relaxed);
+            shard.queue_if_lagging(entry);
         }
-        let first_use = entry.unproved.load(Ordering::Relaxed);
-        let owed = Owed { last_active: !passive && entry.lags_too_far(), first_use };
-        if !entry.used.load(Ordering::Relaxed) {
-            entry.used.store(true, Ordering::Relaxed);
+        let first_use = entry.0.unproved.load(Ordering::Relaxed);
+        let owed = Owed { last_active: !passive && entry.0.lags_too_far(), first_use };
+        if !entry.0.used.load(Ordering::Relaxed) {
+            entry.0.used.store(true, Ordering::Relaxed);
         }
-        Met::Live(entry.session.clone(), owed)
+        Met::Live(entry.clone(), owed)
     }
 
     /// Takes in a row that was read for `ticket`; false when something ended meanwhile, and the row must be read again.
@@ -259,36 +306,30 @@ impl LiveSessions {
         if shard.epoch != ticket.epoch && !self.0.shared {
             return false;
         }
-        let session = Arc::new(session);
-        if let Some(entry) = shard.entries.get_mut(&token) {
-            entry.unproved.store(session.unproved, Ordering::Relaxed);
-            entry.session = session;
-            entry.trust = ticket.trust;
-            entry.last_active.fetch_max(stored.0, Ordering::Relaxed);
-            entry.stored.fetch_max(stored.0, Ordering::Relaxed);
-            return true;
+        let mut entry = Entry {
+            unproved: AtomicBool::new(session.unproved),
+            session,
+            trust: ticket.trust,
+            last_active: AtomicI64::new(stored.0),
+            stored: AtomicI64::new(stored.0),
+            queued: AtomicBool::new(false),
+            used: AtomicBool::new(false),
+        };
+        match shard.entries.get(&token) {
+            Some(older) => entry.go_on_from(&older.0),
+            None => {
+                shard.make_room(self.0.shard_capacity);
+                shard.hand.push_back(token);
+            }
         }
-        shard.make_room(self.0.shard_capacity);
-        shard.hand.push_back(token);
-        shard.entries.insert(
-            token,
-            Entry {
-                unproved: AtomicBool::new(session.unproved),
-                session,
-                trust: ticket.trust,
-                last_active: AtomicI64::new(stored.0),
-                stored: AtomicI64::new(stored.0),
-                queued: AtomicBool::new(false),
-                used: AtomicBool::new(false),
-            },
-        );
+        shard.entries.replace(Session(Arc::new(entry)));
         true
     }
 
     /// Notes that the database knows of a request with this token.
     pub fn proved(&self, token: &TokenHash) {
         if let Some(entry) = self.read(token).entries.get(token) {
-            entry.unproved.store(false, Ordering::Relaxed);
+            entry.0.unproved.store(false, Ordering::Relaxed);
         }
     }
 
@@ -308,12 +349,12 @@ impl LiveSessions {
     /// The last-active of a session, which may be newer than the stored one.
     pub fn last_active(&self, token: &TokenHash) -> Option<Timestamp> {
         let shard = self.read(token);
-        shard.entries.get(token).map(|entry| Timestamp(entry.last_active.load(Ordering::Relaxed)))
+        shard.entries.get(token).map(|entry| entry.0.last_active())
     }
 
     /// Whether the stored last-active of a session lags further than a crash may lose.
     pub fn lags_too_far(&self, token: &TokenHash) -> bool {
-        self.read(token).entries.get(token).is_some_and(Entry::lags_too_far)
+        self.read(token).entries.get(token).is_some_and(|entry| entry.0.lags_too_far())
     }
 
     /// Takes the last-actives that lag. Each is to come back by [`written`](Self::written) or
@@ -323,7 +364,7 @@ impl LiveSessions {
         for shard in &self.0.shards {
             let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
             let tokens = std::mem::take(&mut *shard.lagging.lock().unwrap_or_else(PoisonError::into_inner));
-            out.extend(tokens.iter().filter_map(|token| shard.entries.get(token)).map(Entry::unwritten));
+            out.extend(tokens.iter().filter_map(|token| shard.entries.get(token)).map(|entry| entry.0.unwritten()));
         }
         out
     }
@@ -333,7 +374,7 @@ impl LiveSessions {
         let mut out = Vec::new();
         for shard in &self.0.shards {
             let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
-            out.extend(shard.entries.values().filter(|entry| entry.is_unwritten()).map(Entry::unwritten));
+            out.extend(shard.entries.iter().filter(|entry| entry.0.is_unwritten()).map(|entry| entry.0.unwritten()));
         }
         out
     }
@@ -343,9 +384,9 @@ impl LiveSessions {
         for Unwritten { token, last_active, .. } in batch {
             let shard = self.read(token);
             let Some(entry) = shard.entries.get(token) else { continue };
-            entry.stored.fetch_max(last_active.0, Ordering::Relaxed);
-            entry.queued.store(false, Ordering::Relaxed);
-            shard.queue_if_lagging(token, entry);
+            entry.0.stored.fetch_max(last_active.0, Ordering::Relaxed);
+            entry.0.queued.store(false, Ordering::Relaxed);
+            shard.queue_if_lagging(entry);
         }
     }
 
@@ -353,7 +394,7 @@ impl LiveSessions {
     pub fn not_written(&self, batch: &[Unwritten]) {
         for Unwritten { token, .. } in batch {
             let shard = self.read(token);
-            if shard.entries.contains_key(token) {
+            if shard.entries.contains(token) {
                 shard.lagging.lock().unwrap_or_else(PoisonError::into_inner).push(*token);
             }
         }
@@ -384,9 +425,9 @@ impl LiveSessions {
 }
 
 impl Shard {
-    fn queue_if_lagging(&self, token: &TokenHash, entry: &Entry) {
-        if entry.lags() && !entry.queued.swap(true, Ordering::Relaxed) {
-            self.lagging.lock().unwrap_or_else(PoisonError::into_inner).push(*token);
+    fn queue_if_lagging(&self, entry: &Session) {
+        if entry.0.lags() && !entry.0.queued.swap(true, Ordering::Relaxed) {
+            self.lagging.lock().unwrap_or_else(PoisonError::into_inner).push(entry.token);
         }
     }
 
@@ -394,19 +435,19 @@ impl Shard {
     fn make_room(&mut self, capacity: usize) {
         // Names of entries that ended pile up in the hand; they leave when they outnumber the living.
         if self.hand.len() > 2 * self.entries.len() + STEPS {
-            self.hand.retain(|token| self.entries.contains_key(token));
+            self.hand.retain(|token| self.entries.contains(token));
         }
         let mut steps = STEPS;
         while self.entries.len() >= capacity && steps > 0 {
             steps -= 1;
             let Some(token) = self.hand.pop_front() else { return };
             let Some(entry) = self.entries.get(&token) else { continue };
-            if entry.is_unwritten() {
-                if !entry.queued.swap(true, Ordering::Relaxed) {
+            if entry.0.is_unwritten() {
+                if !entry.0.queued.swap(true, Ordering::Relaxed) {
                     self.lagging.lock().unwrap_or_else(PoisonError::into_inner).push(token);
                 }
                 self.hand.push_back(token);
-            } else if entry.used.swap(false, Ordering::Relaxed) {
+            } else if entry.0.used.swap(false, Ordering::Relaxed) {
                 self.hand.push_back(token);
             } else {
                 // A row that was read before the entry's last-active was written back must not come in now.

@@ -39,7 +39,8 @@ use tracing::Span;
 use crate::app::App;
 use crate::cross_site::{self, Crossing, Passage};
 use crate::error::{self, Blame, Code, Refusal};
-use crate::session_extractor::{Look, Session, admit, look, require_session};
+use crate::live_sessions::Session;
+use crate::session_extractor::{Look, admit, look, require_session};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const BODY_BYTES: usize = 64 * 1024;

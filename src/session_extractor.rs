@@ -8,8 +8,6 @@
 //! What an attacker tries: a copied cookie after its end, a forged or cut one, two at once, a flood of garbage (which
 //! costs one indexed read each, and stores nothing).
 
-use std::sync::Arc;
-
 use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
@@ -22,12 +20,9 @@ use crate::cookie;
 use crate::db::Tx;
 use crate::device_sessions::{self, Known};
 use crate::error::{Error, Refusal};
-use crate::live_sessions::{LiveSession, Met, Owed};
+use crate::live_sessions::{Met, Owed, Session};
 use crate::secret::TokenHash;
 use crate::session_security::{judge, note_use_of_successor};
-
-/// The session of a request that passed the check.
-pub type Session = Arc<LiveSession>;
 
 /// What memory says of a request at once.
 pub enum Look {
