@@ -25,13 +25,7 @@ use crate::id::UserId;
 #[utoipa::path(post, path = "/signup", tag = "Account", operation_id = "sign_up", request_body = SignUp,
     responses((status = 201, body = SignedInView, headers(("Set-Cookie" = String, description = "The session cookie; at sign-in the device cookie too"))), (status = 202, description = "With `SIGNUP=verify_first`, whatever the address: a letter tells the rest."), (status = 409, body = Problem),
         (status = 429, body = Problem, headers(("RateLimit" = String), ("RateLimit-Policy" = String)))))]
-pub async fn sign_up(
-    State(app): State<App>,
-    client: Client,
-    headers: HeaderMap,
-    Query(NoQuery): Query<NoQuery>,
-    Json(ask): Json<SignUp>,
-) -> Response {
+pub async fn sign_up(State(app): State<App>, client: Client, headers: HeaderMap, Query(NoQuery): Query<NoQuery>, Json(ask): Json<SignUp>) -> Response {
     match app.config.sign_up {
         SignUpMode::Open => app.floods.sign_ups.meter(client.ip, at_once(&app, client, &headers, ask)).await,
         SignUpMode::VerifyFirst => app.floods.sign_ups.meter(client.ip, by_letter(&app, &client, ask)).await,

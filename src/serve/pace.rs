@@ -361,10 +361,12 @@ mod tests {
         }
 
         /// Asks for more, as hyper does, until the connection is closed.
-        fn serve(mut self) -> tokio::task::JoinHandle<io::ErrorKind> {
+        fn serve(self) -> tokio::task::JoinHandle<io::ErrorKind> {
+            let Scene { client, mut server, .. } = self;
             tokio::spawn(async move {
+                let _open = client;
                 loop {
-                    if let Err(e) = self.server.read_u8().await {
+                    if let Err(e) = server.read_u8().await {
                         return e.kind();
                     }
                 }
