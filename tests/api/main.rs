@@ -14,6 +14,7 @@ mod stage;
 mod account;
 mod admin;
 mod cross_site;
+mod crowd;
 mod email_change;
 mod email_verification;
 mod every_route;
