@@ -165,7 +165,7 @@ impl Refusal {
             Refusal::LastAdmin => {
                 t(S::CONFLICT, "last_admin", "This is the last admin", "Make somebody else admin first, or nobody could administer this server.")
             }
-            Refusal::UrlTooLong => t(S::URI_TOO_LONG, "url_too_long", "The URL is too long", "At most 8 KiB of path and query are accepted."),
+            Refusal::UrlTooLong => t(S::URI_TOO_LONG, "url_too_long", "The URL is too long", "At most 16 KiB of path and query are accepted."),
             Refusal::BodyTooLarge => t(S::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large", "At most 64 KiB are accepted."),
             Refusal::UnsupportedMediaType => {
                 t(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body is not declared as JSON", "Send it with Content-Type: application/json.")

@@ -45,7 +45,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const BODY_BYTES: usize = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// Path and query. The longest that anybody needs, a link with a token, has some hundred.
-const URL_BYTES: usize = 8 * 1024;
+const URL_BYTES: usize = 16 * 1024;
 /// Requests that we work on at the same time, besides those that wait for a hash, whose queue has a bound of its own.
 const AT_WORK: usize = 512;
 /// What a proxy needs for every request to the application, and what tells an operator of the trouble: cheap, and never refused.

@@ -477,7 +477,7 @@ fn every_answer_has_the_headers_that_keep_it_safe() {
         (404, get("/nowhere")),
         (405, post("/check", "", "")),
         (413, post("/login", "", "").replace("Content-Length: 0", "Content-Length: 70000")),
-        (414, get(&format!("/{}", "x".repeat(9000)))),
+        (414, get(&format!("/{}", "x".repeat(17_000)))),
         (415, post("/login", "", "{}").replace("application/json", "text/plain")),
         (422, post("/login", "", "{}")),
     ];
