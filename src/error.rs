@@ -62,6 +62,7 @@ pub enum Refusal {
     SignUpClosed,
     LastAdmin,
     UrlTooLong,
+    HeadersTooLarge,
     BodyTooLarge,
     UnsupportedMediaType,
     Invalid(Vec<FieldError>),
@@ -166,6 +167,12 @@ impl Refusal {
                 t(S::CONFLICT, "last_admin", "This is the last admin", "Make somebody else admin first, or nobody could administer this server.")
             }
             Refusal::UrlTooLong => t(S::URI_TOO_LONG, "url_too_long", "The URL is too long", "At most 16 KiB of path and query are accepted."),
+            Refusal::HeadersTooLarge => t(
+                S::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "headers_too_large",
+                "The headers are too large",
+                "At most 32 KiB are accepted. Cookies are often the cause.",
+            ),
             Refusal::BodyTooLarge => t(S::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large", "At most 64 KiB are accepted."),
             Refusal::UnsupportedMediaType => {
                 t(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body is not declared as JSON", "Send it with Content-Type: application/json.")

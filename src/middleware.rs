@@ -3,7 +3,7 @@
 //! 1. The request id, the line in the log, the headers that every answer has: outermost, so that what the others refuse is named
 //!    and logged too.
 //! 2. [`cross_site::judge`]: before anything is read or looked up; and every answer from below gets its CORS headers. Then
-//!    [`turned_away`](Around::turned_away): URLs that are too long, and what there is no capacity for.
+//!    [`turned_away`](Around::turned_away): a head that is too large, and what there is no capacity for.
 //! 3. [`in_our_words`]: a panic, a fault and the router's own `405` become problems.
 //! 4. The router: `404`, `405`.
 //! 5. [`read_body`], for each method of each route: size and media type.
@@ -46,6 +46,8 @@ const BODY_BYTES: usize = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// Path and query. The longest that anybody needs, a link with a token, has some hundred.
 const URL_BYTES: usize = 16 * 1024;
+/// Names and values of all headers; as much as HTTP/2 lets through.
+const HEADER_BYTES: usize = 32 * 1024;
 /// Requests that we work on at the same time, besides those that wait for a hash, whose queue has a bound of its own.
 const AT_WORK: usize = 512;
 /// What a proxy needs for every request to the application, and what tells an operator of the trouble: cheap, and never refused.
@@ -76,7 +78,10 @@ impl Around {
     }
 
     /// What a request is refused for by its size, or by how much else there is to do, before its body is read.
-    fn turned_away(&self, uri: &http::Uri) -> Option<Refusal> {
+    fn turned_away(&self, uri: &http::Uri, headers: &HeaderMap) -> Option<Refusal> {
+        if headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() > HEADER_BYTES {
+            return Some(Refusal::HeadersTooLarge);
+        }
         if uri.path_and_query().is_some_and(|url| url.as_str().len() > URL_BYTES) {
             return Some(Refusal::UrlTooLong);
         }
@@ -109,7 +114,7 @@ where
         let (method, version) = (request.method().clone(), request.version());
         let Crossing { passage, reader } = cross_site::judge(&method, request.headers(), &app.config);
         let answer = match passage {
-            Passage::Through => match self.turned_away(request.uri()) {
+            Passage::Through => match self.turned_away(request.uri(), request.headers()) {
                 None => Ok(self.routes.call(request)),
                 Some(refusal) => Err(refusal.into_response()),
             },

@@ -33,8 +33,9 @@ use pace::{Guest, Paced};
 
 pub use crowd::{Running, Serving};
 
-/// The request line and the headers of HTTP/1. Of a longer head hyper says `431` and closes.
-const HEAD_BYTES: usize = 40 * 1024;
+/// What is kept of a request head of HTTP/1 while it comes. What is longer, hyper refuses by `431` alone; the limits that a client
+/// meets first are the middleware's.
+const HEAD_BYTES: usize = 64 * 1024;
 /// Header lines of HTTP/1.
 const HEADERS: usize = 100;
 /// The headers of a request of HTTP/2, in all its `CONTINUATION` frames.

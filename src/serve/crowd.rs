@@ -18,8 +18,12 @@ use tokio::time::Instant;
 /// Connections that are looked at to find the one that goes. All of a small crowd; of a large one enough that whoever has just
 /// come is safe.
 const LOOK: usize = 64;
-/// How soon somebody else is sent away, should the first one not go, or nobody have been waiting.
-const AGAIN: Duration = Duration::from_millis(10);
+/// Who has waited for less has not kept us waiting: what they send may be on its way.
+const GRACE: Duration = Duration::from_millis(250);
+/// How soon it is looked again whether anybody is waiting.
+const AGAIN: Duration = Duration::from_millis(50);
+/// How soon somebody else is sent away, should the first one have begun a request in the meantime.
+const GOES: Duration = Duration::from_secs(1);
 
 /// The requests that run, on all connections. Cheap to clone; all clones are one.
 #[derive(Clone, Default)]
@@ -111,8 +115,8 @@ impl Crowd {
             if let Some(place) = self.take() {
                 return place;
             }
-            self.send_somebody_away();
-            let _ = tokio::time::timeout(AGAIN, left).await;
+            let patience = if self.send_somebody_away() { GOES } else { AGAIN };
+            let _ = tokio::time::timeout(patience, left).await;
         }
     }
 
@@ -127,21 +131,29 @@ impl Crowd {
     }
 
     /// Sends away whoever has been waiting for longest among those that are looked at, if anybody is.
-    fn send_somebody_away(&self) {
+    fn send_somebody_away(&self) -> bool {
+        let latest = millis_between(self.0.opened, Instant::now()).saturating_sub(GRACE.as_millis() as u64);
         let mut present = self.present();
         let Present { lines, next } = &mut *present;
         let all = lines.len();
         let looked_at = (0..all.min(LOOK)).map(|n| &lines[(*next + n) % all]);
-        let goes = looked_at.filter(|line| line.is_waiting() && !line.sent_away.load(Ordering::Relaxed)).min_by_key(|line| line.since.load(Ordering::Relaxed));
-        if let Some(line) = goes {
+        let waiting = looked_at.filter(|line| line.is_waiting() && !line.sent_away.load(Ordering::Relaxed));
+        let longest = waiting.map(|line| (line.since.load(Ordering::Relaxed), line)).filter(|(since, _)| *since <= latest).min_by_key(|(since, _)| *since);
+        if let Some((_, line)) = longest {
             line.send_away();
         }
+        let found = longest.is_some();
         *next = if all > LOOK { (*next + LOOK) % all } else { 0 };
+        found
     }
 
     fn present(&self) -> MutexGuard<'_, Present> {
         self.0.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn millis_between(earlier: Instant, later: Instant) -> u64 {
+    u64::try_from(later.duration_since(earlier).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A place in the crowd, until it is dropped.
@@ -220,8 +232,6 @@ impl Line {
 
     /// A request has been answered, or nobody wants its answer any more.
     pub(super) fn finish(&self) {
-        // Its client has not kept us waiting yet. The stream, which asks for the time anyway, will say from when on.
-        self.since.store(u64::MAX, Ordering::Relaxed);
         self.running.fetch_sub(1, Ordering::SeqCst);
         self.serving.finish();
     }
@@ -253,8 +263,7 @@ impl Line {
 
     /// From now on it is the client's turn.
     pub(super) fn waits_from(&self, now: Instant) {
-        let since = now.duration_since(self.opened).as_millis();
-        self.since.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.since.store(millis_between(self.opened, now), Ordering::Relaxed);
     }
 
     /// Whether nothing can go on before the client has sent more.

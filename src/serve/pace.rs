@@ -216,6 +216,21 @@ impl<I> PacedStream<I> {
         self.armed = deadline;
     }
 
+    /// Whether requests have been answered since the stream was last asked. From then on the client may be silent for a while.
+    fn note_answers(&mut self) -> bool {
+        let line = self.place.line();
+        let begun = line.begun();
+        if self.begun == begun {
+            return false;
+        }
+        let now = Instant::now();
+        line.waits_from(now);
+        self.begun = begun;
+        self.phase = Phase::Silent;
+        self.deadline = now + SILENCE;
+        true
+    }
+
     fn note_arrival(&mut self) {
         if self.phase == Phase::Silent && !self.place.line().is_http2() {
             self.phase = Phase::Headers;
@@ -258,31 +273,24 @@ impl<I> PacedStream<I> {
 impl<I: AsyncRead + Unpin> AsyncRead for PacedStream<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let must_go = this.must_go(cx.waker());
-        let line = this.place.line();
-        if line.is_running() {
-            return if must_go { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) } else { Pin::new(&mut this.inner).poll_read(cx, buffer) };
-        }
-        let begun = line.begun();
-        if this.begun != begun {
-            let now = Instant::now();
-            line.waits_from(now);
-            this.begun = begun;
-            this.phase = Phase::Silent;
-            this.deadline = now + SILENCE;
-            if must_go {
-                // What has just been answered is written first.
-                cx.waker().wake_by_ref();
-            }
-        } else if must_go {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
+        let runs = this.place.line().is_running();
+        let has_answered = !runs && this.note_answers();
         let before = buffer.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut this.inner).poll_read(cx, buffer) {
-            if buffer.filled().len() > before {
+            if !runs && buffer.filled().len() > before {
                 this.note_arrival();
             }
             return Poll::Ready(read);
+        }
+        if this.must_go(cx.waker()) {
+            if !has_answered {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            // What has just been answered is written first.
+            cx.waker().wake_by_ref();
+        }
+        if runs {
+            return Poll::Pending;
         }
         let deadline = this.deadline;
         this.poll_deadline(deadline, cx).map(Err)
@@ -510,6 +518,7 @@ mod tests {
         let crowd = Crowd::new(1, Serving::default());
         let mut scene = Scene::among(&crowd, Serving::default()).await;
         let line = scene.line();
+        tokio::time::advance(Duration::from_secs(1)).await;
         // It was waiting when the newcomer came, and is not when it is looked after.
         let newcomer = tokio::spawn({
             let crowd = crowd.clone();
