@@ -14,8 +14,10 @@ use crate::config::Config;
 use crate::cookie::Cookies;
 use crate::db::{Db, Fault};
 use crate::factor::hasher::Hasher;
+use crate::flood::Floods;
 use crate::live_sessions::LiveSessions;
 use crate::mail::{Mail, Mailbag};
+use crate::serve::Serving;
 use crate::templates::Templates;
 
 /// The application. Cheap to clone; all clones are one.
@@ -32,6 +34,8 @@ pub struct Parts {
     pub db: Db,
     /// The threads that hash passwords.
     pub hasher: Hasher,
+    /// How often strangers may ask for what costs something.
+    pub floods: Floods,
     /// How letters leave.
     pub mail: Mail,
     /// What letters and pages look like.
@@ -40,6 +44,8 @@ pub struct Parts {
     pub cookies: Cookies,
     /// Which of the instances on this database it is.
     pub instance: Uuid,
+    /// The requests that run.
+    pub serving: Serving,
     /// No new connections are taken, and what runs is being finished.
     pub draining: AtomicBool,
     /// One write-back of last-active at a time.
@@ -85,6 +91,7 @@ impl App {
         let db = Db::open(&config.database_url, clock.clone(), chance.clone(), live).await?;
         let hasher = Hasher::start(&config, &chance)?;
         Ok(App(Arc::new(Parts {
+            floods: Floods::new(&config, &clock),
             cookies: Cookies { secure: config.public_url.https },
             mail,
             templates: config.templates.clone(),
@@ -93,6 +100,7 @@ impl App {
             db,
             hasher,
             instance: Uuid::from_bytes(chance.bytes()),
+            serving: Serving::default(),
             draining: AtomicBool::new(false),
             write_back_turn: tokio::sync::Mutex::new(()),
             contract: OnceLock::new(),

@@ -44,6 +44,10 @@ pub fn start(app: &App) -> JoinSet<()> {
     let seen = Arc::new(AtomicI64::new(app.clock.now().0));
     tasks.spawn(every(LOOK, app.clone(), "watch of the clock", move |app| watch_clock(app, seen.clone())));
     tasks.spawn(every(PURGE, app.clone(), "purge", |app| async move { purge_for_all(&app).await.map(|_| ()) }));
+    tasks.spawn(every(PURGE, app.clone(), "forgetting of quiet sources", |app| async move {
+        app.floods.forget_the_quiet();
+        Ok(())
+    }));
     tasks.spawn(every(POST, app.clone(), "delivery of letters", outbox::tend));
     tasks
 }

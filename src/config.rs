@@ -52,11 +52,15 @@ settings! {
     "ENDED_SESSION_RETENTION" = "30d", "How long ended sessions are kept, so that their holders can be told why.";
     "EVENT_RETENTION" = "365d", "How long the audit log goes back.";
     "MAX_SESSIONS_PER_USER" = "100", "Live sessions of one user; the one idle longest makes room.";
+    "GUESS_LIMIT_ACCOUNT" = "10/15m", "Wrong passwords for one account from unknown browsers, and from each known one, before further ones wait; none for no limit.";
+    "GUESS_LIMIT_SOURCE" = "100/15m", "Wrong passwords from one IPv4 address or IPv6 /64 over all accounts before further ones wait; none for no limit.";
     "HASH_THREADS" = "cores", "Threads that hash passwords.";
     "PASSWORD_MIN_LENGTH" = "8", "Shortest new password, in characters.";
     "ARGON2_MEMORY_KIB" = "19456", "Memory of one password hash.";
     "ARGON2_ITERATIONS" = "2", "Passes of one password hash.";
     "ROLES" = "user,admin", "The roles. admin administers; new accounts get the first other one.";
+    "SIGNUP_LIMIT_SOURCE" = "20/1h", "Sign-ups from one IPv4 address or IPv6 /64; none for no limit.";
+    "LETTER_LIMIT_SOURCE" = "20/1h", "Requests for letters (a new password, a confirmation) from one IPv4 address or IPv6 /64; none for no limit.";
     "SIGNUP" = "open", "Who may sign up: open; verify_first, after a letter, so that nobody learns who has an account; closed.";
     "UNVERIFIED_RETENTION" = "7d", "How long an account may leave the letter that asks for its address unanswered.";
     "MAIL" = "auto", "smtp://user:password@host:587 (STARTTLS), smtps://… (TLS), file:FOLDER, log; auto: file:data/mail if PUBLIC_URL is loopback, else log.";
@@ -67,6 +71,7 @@ settings! {
     "LINK_RESET" = "", "The same for choosing a new password.";
     "LINK_EMAIL_CHANGE" = "", "The same for confirming a change of address.";
     "LINK_EMAIL_UNDO" = "", "The same for taking a change of address back.";
+    "MAX_CONNECTIONS" = "10000", "Open connections; a newcomer gets the place of the one that has kept us waiting longest.";
     "SHUTDOWN_GRACE" = "10s", "How long a stop waits for what runs.";
     "LOG" = "info", "How much is logged: off, error, warn, info, debug, trace.";
     "LOG_FORMAT" = "text", "text for people, json for machines.";
@@ -79,6 +84,15 @@ pub struct Timeouts {
     pub idle: Option<Duration>,
     /// There always is one.
     pub absolute: Duration,
+}
+
+/// So many within so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// At least one.
+    pub count: u32,
+    /// From the first of them on.
+    pub per: Duration,
 }
 
 /// The origin that browsers see.
@@ -138,6 +152,11 @@ pub struct Config {
     pub ended_session_retention: Duration,
     pub event_retention: Duration,
     pub max_sessions_per_user: usize,
+    /// `None`: no limit.
+    pub guess_limit_account: Option<Rate>,
+    pub guess_limit_source: Option<Rate>,
+    pub sign_up_limit_source: Option<Rate>,
+    pub letter_limit_source: Option<Rate>,
     pub hash_threads: usize,
     pub password_min_length: usize,
     pub argon2_memory_kib: u32,
@@ -153,6 +172,7 @@ pub struct Config {
     pub link_reset: Option<String>,
     pub link_email_change: Option<String>,
     pub link_email_undo: Option<String>,
+    pub max_connections: usize,
     pub shutdown_grace: Duration,
     pub log: tracing::level_filters::LevelFilter,
     pub log_format: LogFormat,
@@ -264,6 +284,10 @@ impl Reader<'_> {
         let ended_session_retention = self.parse("ENDED_SESSION_RETENTION", timeout);
         let event_retention = self.parse("EVENT_RETENTION", timeout);
         let max_sessions_per_user = self.parse("MAX_SESSIONS_PER_USER", |text| number(text, 1, 10_000));
+        let guess_limit_account = self.parse("GUESS_LIMIT_ACCOUNT", rate);
+        let guess_limit_source = self.parse("GUESS_LIMIT_SOURCE", rate);
+        let sign_up_limit_source = self.parse("SIGNUP_LIMIT_SOURCE", rate);
+        let letter_limit_source = self.parse("LETTER_LIMIT_SOURCE", rate);
         let hash_threads = self.parse("HASH_THREADS", hash_threads);
         let password_min_length = self.parse("PASSWORD_MIN_LENGTH", |text| number(text, 8, 128));
         let argon2_memory_kib = self.parse("ARGON2_MEMORY_KIB", |text| number(text, 8, 4 << 20));
@@ -273,6 +297,7 @@ impl Reader<'_> {
         let mail = self.mail();
         let mail_from = self.parse("MAIL_FROM", mail_from);
         let templates = self.parse("TEMPLATE_DIR", |text| Templates::load((!text.is_empty()).then(|| Path::new(text))));
+        let max_connections = self.parse("MAX_CONNECTIONS", |text| number(text, 1, 1_000_000));
         let shutdown_grace = self.parse("SHUTDOWN_GRACE", timeout);
         let log = self.parse("LOG", level);
         let log_format = self.parse("LOG_FORMAT", log_format);
@@ -314,6 +339,10 @@ impl Reader<'_> {
             ended_session_retention: ended_session_retention?,
             event_retention: event_retention?,
             max_sessions_per_user: usize::try_from(max_sessions_per_user?).ok()?,
+            guess_limit_account: guess_limit_account?,
+            guess_limit_source: guess_limit_source?,
+            sign_up_limit_source: sign_up_limit_source?,
+            letter_limit_source: letter_limit_source?,
             hash_threads: hash_threads?,
             password_min_length: usize::try_from(password_min_length?).ok()?,
             argon2_memory_kib: memory,
@@ -328,6 +357,7 @@ impl Reader<'_> {
             link_reset: link_reset?,
             link_email_change: link_email_change?,
             link_email_undo: link_email_undo?,
+            max_connections: usize::try_from(max_connections?).ok()?,
             shutdown_grace: shutdown_grace?,
             log: log?,
             log_format: log_format?,
@@ -447,6 +477,17 @@ mod tests {
             ("LISTEN_ADDR", "8300"),
             ("LISTEN_ADDR", "::1:8300"),
             ("LISTEN_ADDR", "localhost:99999"),
+            ("GUESS_LIMIT_ACCOUNT", "10"),
+            ("GUESS_LIMIT_ACCOUNT", "0/15m"),
+            ("GUESS_LIMIT_ACCOUNT", "10/15"),
+            ("GUESS_LIMIT_ACCOUNT", "10/none"),
+            ("GUESS_LIMIT_ACCOUNT", "10/0m"),
+            ("GUESS_LIMIT_SOURCE", "1001/15m"),
+            ("GUESS_LIMIT_SOURCE", ""),
+            ("SIGNUP_LIMIT_SOURCE", "20"),
+            ("LETTER_LIMIT_SOURCE", "0/1h"),
+            ("MAX_CONNECTIONS", "0"),
+            ("MAX_CONNECTIONS", "none"),
             ("HASH_THREADS", "0"),
             ("PASSWORD_MIN_LENGTH", "7"),
             ("ARGON2_MEMORY_KIB", "7"),
@@ -474,6 +515,17 @@ mod tests {
             let fault = fault_of(name, value).unwrap_or_else(|| panic!("{name}={value} was accepted"));
             assert!(fault.starts_with(&format!("{name}: ")), "{fault}");
         }
+    }
+
+    #[test]
+    fn a_limit_is_a_count_within_a_time_or_none() {
+        let limits = |account, source| {
+            let config = read(&[("GUESS_LIMIT_ACCOUNT", account), ("GUESS_LIMIT_SOURCE", source)]).expect("right");
+            (config.guess_limit_account, config.guess_limit_source)
+        };
+        let rate = |count, minutes: u64| Some(Rate { count, per: Duration::from_secs(60 * minutes) });
+        assert_eq!(limits("10/15m", "100/15m"), (rate(10, 15), rate(100, 15)));
+        assert_eq!(limits("none", "1000 / 1h"), (None, rate(1000, 60)));
     }
 
     #[test]

@@ -282,6 +282,14 @@ impl Url {
     pub fn is_shared(&self) -> bool {
         matches!(self, Url::Postgres(_))
     }
+
+    /// How many connections over the network it may take.
+    pub fn connections(&self) -> usize {
+        match self {
+            Url::Sqlite(_) => 0,
+            Url::Postgres(server) => server.connections(),
+        }
+    }
 }
 
 /// For people; without the password.

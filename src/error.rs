@@ -61,9 +61,13 @@ pub enum Refusal {
     InvalidToken,
     SignUpClosed,
     LastAdmin,
+    UrlTooLong,
+    HeadersTooLarge,
     BodyTooLarge,
     UnsupportedMediaType,
     Invalid(Vec<FieldError>),
+    /// Somebody tried too often: go on after so many seconds.
+    RateLimited(u32),
     /// Try again after so many seconds.
     Overloaded(u32),
 }
@@ -162,11 +166,20 @@ impl Refusal {
             Refusal::LastAdmin => {
                 t(S::CONFLICT, "last_admin", "This is the last admin", "Make somebody else admin first, or nobody could administer this server.")
             }
+            Refusal::UrlTooLong => t(S::URI_TOO_LONG, "url_too_long", "The URL is too long", "At most 16 KiB of path and query are accepted."),
+            Refusal::HeadersTooLarge => t(
+                S::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "headers_too_large",
+                "The headers are too large",
+                "At most 32 KiB are accepted. Cookies are often the cause.",
+            ),
             Refusal::BodyTooLarge => t(S::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large", "At most 64 KiB are accepted."),
             Refusal::UnsupportedMediaType => {
                 t(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body is not declared as JSON", "Send it with Content-Type: application/json.")
             }
             Refusal::Invalid(_) => t(S::UNPROCESSABLE_ENTITY, "validation_failed", "Some fields are not valid", "See errors for each of them."),
+            // It says nothing of who or what was asked for too often: that would tell which accounts there are.
+            Refusal::RateLimited(_) => t(S::TOO_MANY_REQUESTS, "rate_limited", "Too many attempts", "Wait as long as Retry-After says, then try again."),
             Refusal::Overloaded(_) => {
                 t(S::SERVICE_UNAVAILABLE, "overloaded", "The server cannot answer right now", "Wait as long as Retry-After says, then try again.")
             }
@@ -190,7 +203,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, code, title, detail) = self.told();
         let retry = match self {
-            Refusal::Overloaded(seconds) => Some(seconds),
+            Refusal::RateLimited(seconds) | Refusal::Overloaded(seconds) => Some(seconds),
             _ => None,
         };
         let errors = match self {

@@ -11,7 +11,7 @@
 //!   hash them; [`forward_auth`]: the question of reverse proxies; [`admin`]: the administrator's view.
 //! - [`event`]: everything that can happen, and the one way to say that it did; its letters and their outbox. [`templates`] and
 //!   [`mail`]: how they are written and how they leave; [`letter_token`]: the links in them; [`security_page`]: where those lead.
-//! - [`client`]: who calls; [`cookie`], [`cross_site`], [`form`]: what browsers send, read strictly; [`error`]: the two kinds of
+//! - [`flood`]: how often strangers may ask for what costs something; [`client`]: who calls; [`cookie`], [`cross_site`], [`form`]: what browsers send, read strictly; [`error`]: the two kinds of
 //!   "no"; [`health`], [`openapi`]: for operators and machines; [`command`]: the command line; [`log`]: where lines go.
 //! - [`db`]: the seam to the database; [`clock`], [`chance`], [`id`], [`secret`]: now, randomness, typed ids, tokens and their
 //!   hashes.
@@ -34,6 +34,7 @@ pub mod device_sessions;
 pub mod error;
 pub mod event;
 pub mod factor;
+pub mod flood;
 pub mod form;
 pub mod forward_auth;
 pub mod guard;

@@ -2,7 +2,8 @@
 //!
 //! 1. The request id, the line in the log, the headers that every answer has: outermost, so that what the others refuse is named
 //!    and logged too.
-//! 2. [`cross_site::judge`]: before anything is read or looked up; and every answer from below gets its CORS headers.
+//! 2. [`cross_site::judge`]: before anything is read or looked up; and every answer from below gets its CORS headers. Then
+//!    [`turned_away`](Around::turned_away): a head that is too large, and what there is no capacity for.
 //! 3. [`in_our_words`]: a panic, a fault and the router's own `405` become problems.
 //! 4. The router: `404`, `405`.
 //! 5. [`read_body`], for each method of each route: size and media type.
@@ -45,6 +46,14 @@ use crate::session_extractor::{Look, admit, look, require_session};
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const BODY_BYTES: usize = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_secs(30);
+/// Path and query. The longest that anybody needs, a link with a token, has some hundred.
+const URL_BYTES: usize = 16 * 1024;
+/// Names and values of all headers; as much as HTTP/2 lets through.
+const HEADER_BYTES: usize = 32 * 1024;
+/// Requests that we work on at the same time, besides those that wait for a hash, whose queue has a bound of its own.
+const AT_WORK: usize = 512;
+/// What a proxy needs for every request to the application, and what tells an operator of the trouble: cheap, and never refused.
+const SPARED: [&str; 3] = ["/check", "/health/live", "/health/ready"];
 
 /// What every answer says: keep no copy, guess no type, load and frame nothing, tell nobody where one came from. ASVS 3.4.
 const SAFE: [(HeaderName, &str); 5] = [
@@ -67,6 +76,22 @@ impl Around {
     pub fn new(routes: Router, app: App) -> Self {
         Around { app, routes }
     }
+
+    /// What a request is refused for by its size, or by how much else there is to do, before its body is read.
+    fn turned_away(&self, uri: &http::Uri, headers: &HeaderMap) -> Option<Refusal> {
+        if headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() > HEADER_BYTES {
+            return Some(Refusal::HeadersTooLarge);
+        }
+        if uri.path_and_query().is_some_and(|url| url.as_str().len() > URL_BYTES) {
+            return Some(Refusal::UrlTooLong);
+        }
+        if self.app.serving.at_work() <= AT_WORK + self.app.hasher.capacity() {
+            return None;
+        }
+        let path = uri.path().strip_prefix(self.app.config.base_path.as_str());
+        let spared = path.is_some_and(|path| SPARED.contains(&path));
+        (!spared).then_some(Refusal::Overloaded(2))
+    }
 }
 
 impl<B> Service<http::Request<B>> for Around
@@ -88,7 +113,10 @@ where
         let (method, version) = (request.method().clone(), request.version());
         let Crossing { passage, reader } = cross_site::judge(&method, request.headers(), &self.app.config);
         let course = match passage {
-            Passage::Through => Course::Routed { answer: self.routes.call(request), span: span(&method, &id) },
+            Passage::Through => match self.turned_away(request.uri(), request.headers()) {
+                None => Course::Routed { answer: self.routes.call(request), span: span(&method, &id) },
+                Some(refusal) => Course::Answered { response: Some(refusal.into_response()) },
+            },
             Passage::Answered(response) => Course::Answered { response: Some(response) },
         };
         Answering { course, asked: Asked { app: self.app.clone(), id, method, version, reader, begun } }
@@ -130,7 +158,7 @@ impl Future for Answering {
                     Err(_) => broken(Some(Blame("a handler panicked".into())), None, &this.asked.id),
                 }
             }
-            CourseProjection::Answered { response } => response.take().unwrap_or_default(),
+            CourseProjection::Answered { response } => response.take().unwrap_or_else(|| broken(None, None, &this.asked.id)),
         };
         Poll::Ready(Ok(this.asked.finish(response)))
     }

@@ -74,9 +74,20 @@ fn complete_operation(method: &str, operation: &mut Value) {
             responses[status.to_string()] = json!({"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}});
         }
     }
+    let metered = operation["responses"]["429"]["headers"].get("RateLimit").is_some();
     for (status, response) in operation["responses"].as_object_mut().into_iter().flatten() {
         complete_response(status, response);
+        if metered && (status == "429" || status.starts_with('2')) {
+            tell_of_the_limit(response);
+        }
     }
+}
+
+/// What the answers of a route with a [`Limit`](crate::flood::Limit) say of it.
+fn tell_of_the_limit(response: &mut Value) {
+    let header = |about: &str| json!({"description": about, "schema": {"type": "string"}});
+    response["headers"]["RateLimit"] = header("What this source has left, and for how many seconds it is no more than that: `\"signup\";r=19;t=180`.");
+    response["headers"]["RateLimit-Policy"] = header("What a source has, and within how many seconds: `\"signup\";q=20;w=3600`.");
 }
 
 fn complete_response(status: &str, response: &mut Value) {
@@ -84,7 +95,7 @@ fn complete_response(status: &str, response: &mut Value) {
         response["description"] = json!(words_for(status));
     }
     response["headers"]["X-Request-Id"] = json!({"schema": {"type": "string"}});
-    if status == "503" {
+    if matches!(status, "429" | "503") {
         response["headers"]["Retry-After"] = json!({"description": "Seconds.", "schema": {"type": "integer"}});
     }
     let is_problem = !status.starts_with('2');
@@ -109,6 +120,7 @@ fn words_for(status: &str) -> &'static str {
         "413" => "`body_too_large`",
         "415" => "`unsupported_media_type`",
         "422" => "`validation_failed`: `errors` names every field at fault",
+        "429" => "`rate_limited`: try again after `Retry-After` seconds",
         "503" => "`overloaded`: try again after `Retry-After` seconds",
         _ => "`internal`",
     }

@@ -1,9 +1,10 @@
-//! The server loop: listening, cutting slow clients, and stopping without losing anything.
+//! The server loop: listening, finding room for newcomers, cutting slow clients, and stopping without losing anything.
 //!
 //! A stop goes in this order: no new connections; what runs is finished, while connections that are already open hear `503`
 //! from `/health/ready`; the open connections are closed; what is unwritten is written. Nothing that was acknowledged depends
 //! on any of it: `kill -9` at any line loses at most a little of last-active, which makes idle come early.
 
+mod crowd;
 mod pace;
 
 use std::future::Future;
@@ -18,14 +19,30 @@ use axum::ServiceExt;
 use axum::extract::Request;
 use axum::extract::connect_info::Connected;
 use axum_server::{AddrListener, Address, Handle};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::app::App;
 use crate::background;
 use crate::client::Peer;
+use crate::config::Config;
 use crate::router::router;
-use pace::{Paced, Serving};
+use crowd::Crowd;
+use pace::{Guest, Paced};
+
+pub use crowd::{Running, Serving};
+
+/// What is kept of a request head of HTTP/1 while it comes. What is longer, hyper refuses by `431` alone; the limits that a client
+/// meets first are the middleware's.
+const HEAD_BYTES: usize = 64 * 1024;
+/// Header lines of HTTP/1.
+const HEADERS: usize = 100;
+/// The headers of a request of HTTP/2, in all its `CONTINUATION` frames.
+const HEADER_LIST_BYTES: u32 = 32 * 1024;
+
+/// Files that are open for something else than connections: databases, letters, the program itself.
+const OTHER_FILES: usize = 256;
 
 /// How long a connection may take to close once nothing runs on it any more.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -36,13 +53,21 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// A listening address that cannot be used, in one line.
 pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> + Send) -> io::Result<()> {
     let (closing, closed) = watch::channel(false);
-    let serving = Serving::default();
     let handle = Handle::new();
-    let gate = Gate { sockets: Mutex::new(listener.0.into_iter().map(Arc::new).collect()), closed };
-    let mut server = axum_server::Server::<Remote>::from_listener(gate).handle(handle.clone()).acceptor(Paced::new(serving.clone()));
+    let crowd = Crowd::new(room(&app.config), app.serving.clone());
+    let gate = Gate { sockets: Mutex::new(listener.0.into_iter().map(Arc::new).collect()), closed, crowd };
+    let mut server = axum_server::Server::<Remote>::from_listener(gate).handle(handle.clone()).acceptor(Paced);
     // The time for the headers is kept by `pace`, which knows an idle connection from a slow one; hyper's timer does not.
-    server.http_builder().http2().max_concurrent_streams(100).max_header_list_size(32 * 1024).max_pending_accept_reset_streams(20);
-    server.http_builder().http1().max_buf_size(64 * 1024);
+    server.http_builder().http1().max_buf_size(HEAD_BYTES).max_headers(HEADERS);
+    server
+        .http_builder()
+        .http2()
+        .max_concurrent_streams(100)
+        .max_header_list_size(HEADER_LIST_BYTES)
+        // Rapid Reset, CVE-2023-44487: streams that were reset before we came to them. MadeYouReset, CVE-2025-8671: streams that
+        // a client's mistakes made us reset. One more of either, and the connection is over.
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(100);
 
     let mut background = background::start(&app);
     let service = ServiceExt::<Request>::into_make_service_with_connect_info::<Peer>(router(app.clone()));
@@ -54,7 +79,7 @@ pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> 
     tracing::info!("stopping: no new connections, finishing what runs");
     // Before the wait, should somebody's patience be shorter than ours; and once more after it.
     let _ = background::write_back_all(&app).await;
-    if tokio::time::timeout(app.config.shutdown_grace, serving.idle()).await.is_err() {
+    if tokio::time::timeout(app.config.shutdown_grace, app.serving.idle()).await.is_err() {
         tracing::warn!(grace = ?app.config.shutdown_grace, "some requests did not finish in time");
         handle.shutdown();
     }
@@ -69,6 +94,31 @@ pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> 
         Err(fault) => tracing::error!(error = %fault, "stopped, but the newest last-active times could not be written: idle may come early"),
     }
     served
+}
+
+/// How many connections there is room for: as many as the operator wants, if the system has files for them.
+fn room(config: &Config) -> usize {
+    let files = raise_file_limit().and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
+    let others = OTHER_FILES + config.database_url.connections();
+    // Where there are few files, half of them.
+    let most = files.saturating_sub(others).max(files / 2).max(1);
+    if most < config.max_connections {
+        tracing::warn!(
+            "MAX_CONNECTIONS={} is more than this system allows: there is room for {most}; raise its limit of open files (ulimit -n, LimitNOFILE=)",
+            config.max_connections
+        );
+    }
+    config.max_connections.min(most)
+}
+
+/// Takes all the open files that this process may have without asking; says how many, if there is a limit.
+fn raise_file_limit() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    }
 }
 
 /// Sockets that listen.
@@ -119,6 +169,7 @@ fn reason_of(e: &io::Error) -> String {
 struct Gate {
     sockets: Mutex<Vec<Arc<TcpListener>>>,
     closed: watch::Receiver<bool>,
+    crowd: Crowd,
 }
 
 impl Gate {
@@ -126,18 +177,25 @@ impl Gate {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Takes the next connection, once there is room for it.
+    async fn admit(&self, sockets: &[Arc<TcpListener>]) -> io::Result<(Guest<TcpStream>, Remote)> {
+        let (stream, remote) = accept_any(sockets).await?;
+        Ok((Guest { stream, place: self.crowd.enter().await }, remote))
+    }
+
     fn close(&self) {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
-impl AddrListener<TcpStream, Remote> for Gate {
+impl AddrListener<Guest<TcpStream>, Remote> for Gate {
     async fn bind_to(remote: Remote) -> io::Result<Self> {
         let (_, closed) = watch::channel(false);
-        Ok(Gate { sockets: Mutex::new(vec![Arc::new(TcpListener::bind(remote.0).await?)]), closed })
+        let crowd = Crowd::new(usize::MAX, Serving::default());
+        Ok(Gate { sockets: Mutex::new(vec![Arc::new(TcpListener::bind(remote.0).await?)]), closed, crowd })
     }
 
-    async fn accept_stream(&self) -> io::Result<(TcpStream, Remote)> {
+    async fn accept_stream(&self) -> io::Result<(Guest<TcpStream>, Remote)> {
         let sockets = self.sockets();
         let mut closed = self.closed.clone();
         tokio::select! {
@@ -148,7 +206,7 @@ impl AddrListener<TcpStream, Remote> for Gate {
                 // The server stops asking once its connections are told to end.
                 std::future::pending().await
             }
-            accepted = accept_any(&sockets) => accepted,
+            accepted = self.admit(&sockets) => accepted,
         }
     }
 
@@ -178,7 +236,7 @@ async fn accept_any(sockets: &[Arc<TcpListener>]) -> io::Result<(TcpStream, Remo
 struct Remote(SocketAddr);
 
 impl Address for Remote {
-    type Stream = TcpStream;
+    type Stream = Guest<TcpStream>;
     type Listener = Gate;
 }
 

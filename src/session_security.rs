@@ -16,7 +16,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::Ipv6Net;
+use ipnet::{IpNet, Ipv6Net};
 
 use crate::clock::{Timestamp, millis};
 use crate::config::{Config, Timeouts};
@@ -94,10 +94,18 @@ pub fn write_back_allowance(idle_ms: Option<i64>) -> i64 {
 }
 
 /// The network that counts as one place: an IPv4 address, or the /64 of an IPv6 one (a household, a phone).
-pub fn network_of(ip: IpAddr) -> String {
+pub fn network(ip: IpAddr) -> IpNet {
     match ip.to_canonical() {
-        IpAddr::V4(v4) => v4.to_string(),
-        IpAddr::V6(v6) => Ipv6Net::new_assert(v6, 64).trunc().to_string(),
+        IpAddr::V4(v4) => IpNet::V4(v4.into()),
+        IpAddr::V6(v6) => IpNet::V6(Ipv6Net::new_assert(v6, 64).trunc()),
+    }
+}
+
+/// The same as the database has it.
+pub fn network_of(ip: IpAddr) -> String {
+    match network(ip) {
+        IpNet::V4(v4) => v4.addr().to_string(),
+        IpNet::V6(v6) => v6.to_string(),
     }
 }
 

@@ -39,22 +39,27 @@ use crate::session_security::rotate;
 
 /// Asks for another address. Nothing changes until the letter that goes there is confirmed.
 #[utoipa::path(put, path = "/me/email", tag = "Account", operation_id = "ask_for_email_change", request_body = EmailChange, security(("session" = [])),
-    responses((status = 202), (status = 403, body = Problem)))]
+    responses((status = 202), (status = 403, body = Problem), (status = 429, body = Problem, headers(("RateLimit" = String), ("RateLimit-Policy" = String)))))]
 pub async fn ask(
     State(app): State<App>,
     SignedIn(me): SignedIn,
     client: Client,
     Query(NoQuery): Query<NoQuery>,
     Json(ask): Json<EmailChange>,
-) -> Result<StatusCode, Error> {
+) -> Result<Response, Error> {
     let EmailChange { email, current_password } = ask;
     let user = super::who_asks(&app, &me).await?;
     if !app.hasher.check(client.ip, current_password, user.password).await?.fits {
         return Err(Refusal::WrongCurrentPassword.into());
     }
-    let (version, scene) = (user.security_version, client.scene().await?);
-    app.db.write(move |tx| post_letters(tx, &me, &email, version, scene.clone())).await?;
-    Ok(StatusCode::ACCEPTED)
+    // Also of the owner of an account: to as many strangers as they like we would write in their name.
+    let version = user.security_version;
+    let asked = app.floods.letters.meter(client.ip, async {
+        let scene = client.scene().await?;
+        app.db.write(move |tx| post_letters(tx, &me, &email, version, scene.clone())).await?;
+        Ok(StatusCode::ACCEPTED)
+    });
+    Ok(asked.await)
 }
 
 /// What a change of address sends.

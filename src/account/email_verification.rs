@@ -8,6 +8,7 @@
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use utoipa::ToSchema;
 
 use super::email::Email;
@@ -117,15 +118,20 @@ fn settle(tx: &mut Tx, token: &TokenHash, by_session: Option<&TokenHash>, versio
 }
 
 /// Sends the letter once more: for the address that is given, else for the one that is signed in.
-#[utoipa::path(post, path = "/email/verification", tag = "Letters", operation_id = "send_verification", request_body = Option<SendAgain>, responses((status = 202)))]
+#[utoipa::path(post, path = "/email/verification", tag = "Letters", operation_id = "send_verification", request_body = Option<SendAgain>,
+    responses((status = 202), (status = 429, body = Problem, headers(("RateLimit" = String), ("RateLimit-Policy" = String)))))]
 pub async fn send_again(
     State(app): State<App>,
     client: Client,
     headers: HeaderMap,
     Query(NoQuery): Query<NoQuery>,
     JsonOrNothing(ask): JsonOrNothing<SendAgain>,
-) -> Result<StatusCode, Error> {
-    let held = app.cookies.presented(&headers, Name::Session).map(|token| token.hash());
+) -> Response {
+    app.floods.letters.meter(client.ip, post_link(&app, &client, &headers, ask)).await
+}
+
+async fn post_link(app: &App, client: &Client, headers: &HeaderMap, ask: SendAgain) -> Result<StatusCode, Error> {
+    let held = app.cookies.presented(headers, Name::Session).map(|token| token.hash());
     let scene = client.scene().await?;
     app.db
         .write(move |tx| -> Result<(), Error> {

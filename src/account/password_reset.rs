@@ -10,6 +10,7 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use utoipa::ToSchema;
 
 use super::email::Email;
@@ -19,7 +20,7 @@ use crate::app::App;
 use crate::client::Client;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::revoke_all;
-use crate::error::{Error, FieldError, Refusal};
+use crate::error::{Error, FieldError, Problem, Refusal};
 use crate::event::{By, Event, Scene, record, record_asked};
 use crate::factor::password::{Password, PasswordHash};
 use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
@@ -28,10 +29,15 @@ use crate::letter_token::{self, Purpose, look, spend};
 use crate::secret::{Token, TokenHash};
 
 /// Sends a letter with a way to a new password, if the address has an account.
-#[utoipa::path(post, path = "/password/forgot", tag = "Letters", operation_id = "forgot_password", request_body = Forgotten, responses((status = 202)))]
-pub async fn forgot(State(app): State<App>, client: Client, Query(NoQuery): Query<NoQuery>, Json(ask): Json<Forgotten>) -> Result<StatusCode, Error> {
+#[utoipa::path(post, path = "/password/forgot", tag = "Letters", operation_id = "forgot_password", request_body = Forgotten,
+    responses((status = 202), (status = 429, body = Problem, headers(("RateLimit" = String), ("RateLimit-Policy" = String)))))]
+pub async fn forgot(State(app): State<App>, client: Client, Query(NoQuery): Query<NoQuery>, Json(ask): Json<Forgotten>) -> Response {
+    app.floods.letters.meter(client.ip, post_link(&app, &client, ask.email)).await
+}
+
+async fn post_link(app: &App, client: &Client, email: Email) -> Result<StatusCode, Error> {
     let scene = client.scene().await?;
-    app.db.write(move |tx| ask_for_reset(tx, &ask.email, scene.clone()).map_err(Error::from)).await?;
+    app.db.write(move |tx| ask_for_reset(tx, &email, scene.clone()).map_err(Error::from)).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

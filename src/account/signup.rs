@@ -23,20 +23,19 @@ use crate::id::UserId;
 
 /// Trades an address and a password for an account and a session.
 #[utoipa::path(post, path = "/signup", tag = "Account", operation_id = "sign_up", request_body = SignUp,
-    responses((status = 201, body = SignedInView, headers(("Set-Cookie" = String, description = "The session cookie; at sign-in the device cookie too"))), (status = 202, description = "With `SIGNUP=verify_first`, whatever the address: a letter tells the rest."), (status = 409, body = Problem)))]
-pub async fn sign_up(
-    State(app): State<App>,
-    client: Client,
-    headers: HeaderMap,
-    Query(NoQuery): Query<NoQuery>,
-    Json(ask): Json<SignUp>,
-) -> Result<Response, Error> {
-    let SignUp { email, password, name } = ask;
+    responses((status = 201, body = SignedInView, headers(("Set-Cookie" = String, description = "The session cookie; at sign-in the device cookie too"))), (status = 202, description = "With `SIGNUP=verify_first`, whatever the address: a letter tells the rest."), (status = 409, body = Problem),
+        (status = 429, body = Problem, headers(("RateLimit" = String), ("RateLimit-Policy" = String)))))]
+pub async fn sign_up(State(app): State<App>, client: Client, headers: HeaderMap, Query(NoQuery): Query<NoQuery>, Json(ask): Json<SignUp>) -> Response {
     match app.config.sign_up {
-        SignUpMode::Open => {}
-        SignUpMode::VerifyFirst => return by_letter(&app, &client, email, password, name).await,
-        SignUpMode::Closed => return Err(Refusal::SignUpClosed.into()),
+        SignUpMode::Open => app.floods.sign_ups.meter(client.ip, at_once(&app, client, &headers, ask)).await,
+        SignUpMode::VerifyFirst => app.floods.sign_ups.meter(client.ip, by_letter(&app, &client, ask)).await,
+        SignUpMode::Closed => Refusal::SignUpClosed.into_response(),
     }
+}
+
+/// Opens the account and its first session.
+async fn at_once(app: &App, client: Client, headers: &HeaderMap, ask: SignUp) -> Result<Response, Error> {
+    let SignUp { email, password, name } = ask;
     // Refused before the hash: what is taken need not cost 17 ms.
     let wanted = email.clone();
     if app.db.glance(move |tx| by_email(tx, &wanted)).await?.is_some() {
@@ -44,7 +43,7 @@ pub async fn sign_up(
     }
     let hash = app.hasher.hash(client.ip, password, app.db.chance()).await?;
 
-    let arrival = Arrival::of(&app, client, &headers, false).await?;
+    let arrival = Arrival::of(app, client, headers, false).await?;
     let account = NewAccount { email, hash, name, role: app.config.first_role().into() };
     let own = app.clone();
     let signed_in = app
@@ -55,14 +54,15 @@ pub async fn sign_up(
         })
         .await?;
     match signed_in {
-        Some(signed_in) => Ok(signed_in.answer(StatusCode::CREATED, &app)),
+        Some(signed_in) => Ok(signed_in.answer(StatusCode::CREATED, app)),
         None => Err(Refusal::EmailTaken.into()),
     }
 }
 
 /// Opens the account and no session, and answers alike for every address: the letter tells its owner how to go on, or that
 /// there is an account already. The same work for both: one hash, one write.
-async fn by_letter(app: &App, client: &Client, email: Email, password: Password, name: String) -> Result<Response, Error> {
+async fn by_letter(app: &App, client: &Client, ask: SignUp) -> Result<Response, Error> {
+    let SignUp { email, password, name } = ask;
     let hash = app.hasher.hash(client.ip, password, app.db.chance()).await?;
     let scene = client.scene().await?;
     let account = NewAccount { email, hash, name, role: app.config.first_role().into() };

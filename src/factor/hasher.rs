@@ -108,6 +108,11 @@ impl Hasher {
         .await
     }
 
+    /// How many jobs may be waiting or under way.
+    pub fn capacity(&self) -> usize {
+        (IN_ALL + 1) * self.threads
+    }
+
     async fn queued<T: Send + 'static>(&self, source: IpAddr, work: impl FnOnce(&mut Memory) -> T + Send + 'static) -> Result<T, Error> {
         let (answer, result) = oneshot::channel();
         let answer = Arc::new(Mutex::new(Some(answer)));

@@ -9,67 +9,44 @@ use std::future::{Future, Ready, ready};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready as poll_ready};
+use std::task::{Context, Poll, Waker, ready as poll_ready};
 use std::time::Duration;
 
 use axum::http::{Request, Version};
 use axum_server::accept::Accept;
+use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 use tower::Service;
+
+use super::crowd::{Line, Place};
 
 const HEADERS: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// How many requests run, on all connections.
-#[derive(Clone, Default)]
-pub(super) struct Serving(Arc<All>);
-
-#[derive(Default)]
-struct All {
-    running: AtomicUsize,
-    none: Notify,
-}
-
-impl Serving {
-    /// Resolves when no request runs.
-    pub(super) async fn idle(&self) {
-        loop {
-            let none = self.0.none.notified();
-            if self.0.running.load(Ordering::SeqCst) == 0 {
-                return;
-            }
-            none.await;
-        }
-    }
+/// A new connection that has found its place.
+pub(super) struct Guest<I> {
+    pub(super) stream: I,
+    pub(super) place: Place,
 }
 
 /// Puts the pace on every connection.
 #[derive(Clone)]
-pub(super) struct Paced {
-    serving: Serving,
-}
+pub(super) struct Paced;
 
-impl Paced {
-    pub(super) fn new(serving: Serving) -> Self {
-        Paced { serving }
-    }
-}
-
-impl<I, S> Accept<I, S> for Paced {
+impl<I, S> Accept<Guest<I>, S> for Paced {
     type Stream = PacedStream<I>;
     type Service = PacedService<S>;
     type Future = Ready<io::Result<(Self::Stream, Self::Service)>>;
 
-    fn accept(&self, stream: I, service: S) -> Self::Future {
-        let line = Arc::new(Line::default());
+    fn accept(&self, Guest { stream, place }: Guest<I>, service: S) -> Self::Future {
+        let line = place.line().clone();
         let deadline = Instant::now() + HEADERS;
         let stream = PacedStream {
             inner: stream,
-            line: line.clone(),
+            place,
+            known: None,
             phase: Phase::Headers,
             begun: 0,
             deadline,
@@ -77,19 +54,8 @@ impl<I, S> Accept<I, S> for Paced {
             armed: deadline,
             timer: Box::pin(tokio::time::sleep_until(deadline)),
         };
-        ready(Ok((stream, PacedService { inner: service, line, serving: self.serving.clone() })))
+        ready(Ok((stream, PacedService { inner: service, line })))
     }
-}
-
-/// What the service of a connection tells its stream.
-#[derive(Default)]
-struct Line {
-    /// Requests that run on it.
-    running: AtomicUsize,
-    /// Requests that have begun on it: a quick one is over before the stream is asked again.
-    begun: AtomicUsize,
-    /// It speaks HTTP/2, whose frames say nothing about requests: there only silence counts.
-    http2: AtomicBool,
 }
 
 /// Counts the requests that run on a connection.
@@ -97,32 +63,20 @@ struct Line {
 pub(super) struct PacedService<S> {
     inner: S,
     line: Arc<Line>,
-    serving: Serving,
 }
 
-struct Running(Arc<Line>, Serving);
+struct RunsOn(Arc<Line>);
 
-impl Running {
-    fn begin(on: &Arc<Line>, serving: &Serving) -> Self {
-        on.running.fetch_add(1, Ordering::SeqCst);
-        on.begun.fetch_add(1, Ordering::SeqCst);
-        serving.0.running.fetch_add(1, Ordering::SeqCst);
-        Running(on.clone(), serving.clone())
-    }
-}
-
-impl Drop for Running {
+impl Drop for RunsOn {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
-        if self.1.0.running.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.1.0.none.notify_waiters();
-        }
+        self.0.finish();
     }
 }
 
 impl<S, B> Service<Request<B>> for PacedService<S>
 where
-    S: Service<Request<B>>,
+    S: Service<Request<Fed<B>>>,
+    B: Body,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -133,11 +87,10 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        if request.version() == Version::HTTP_2 {
-            self.line.http2.store(true, Ordering::Relaxed);
-        }
-        let running = Running::begin(&self.line, &self.serving);
-        Counted { answer: self.inner.call(request), _running: running }
+        self.line.begin(request.version() == Version::HTTP_2);
+        let runs = RunsOn(self.line.clone());
+        let request = request.map(|body| Fed::of(body, &self.line));
+        Counted { answer: self.inner.call(request), _runs: runs }
     }
 }
 
@@ -146,7 +99,7 @@ pin_project! {
     pub(super) struct Counted<F> {
         #[pin]
         answer: F,
-        _running: Running,
+        _runs: RunsOn,
     }
 }
 
@@ -155,6 +108,67 @@ impl<F: Future> Future for Counted<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         self.project().answer.poll(cx)
+    }
+}
+
+pin_project! {
+    /// A body that says when its reader has to wait for more of it.
+    pub(super) struct Fed<B> {
+        #[pin]
+        body: B,
+        // `None` where there is no body: most requests have none.
+        hunger: Option<Hunger>,
+    }
+}
+
+struct Hunger {
+    line: Arc<Line>,
+    starves: bool,
+}
+
+impl Hunger {
+    fn set(&mut self, starves: bool) {
+        match (self.starves, starves) {
+            (false, true) => self.line.starve(),
+            (true, false) => self.line.feed(),
+            _ => {}
+        }
+        self.starves = starves;
+    }
+}
+
+impl Drop for Hunger {
+    fn drop(&mut self) {
+        self.set(false);
+    }
+}
+
+impl<B: Body> Fed<B> {
+    fn of(body: B, line: &Arc<Line>) -> Self {
+        let hunger = (!body.is_end_stream()).then(|| Hunger { line: line.clone(), starves: false });
+        Fed { body, hunger }
+    }
+}
+
+impl<B: Body> Body for Fed<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let this = self.project();
+        let frame = this.body.poll_frame(cx);
+        if let Some(hunger) = this.hunger {
+            hunger.set(frame.is_pending());
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -169,7 +183,9 @@ enum Phase {
 /// A connection with deadlines.
 pub(super) struct PacedStream<I> {
     inner: I,
-    line: Arc<Line>,
+    place: Place,
+    /// Who is woken when the place is somebody else's.
+    known: Option<Waker>,
     phase: Phase,
     /// The requests that had begun when the stream was last asked.
     begun: usize,
@@ -200,8 +216,23 @@ impl<I> PacedStream<I> {
         self.armed = deadline;
     }
 
+    /// Whether requests have been answered since the stream was last asked. From then on the client may be silent for a while.
+    fn note_answers(&mut self) -> bool {
+        let line = self.place.line();
+        let begun = line.begun();
+        if self.begun == begun {
+            return false;
+        }
+        let now = Instant::now();
+        line.waits_from(now);
+        self.begun = begun;
+        self.phase = Phase::Silent;
+        self.deadline = now + SILENCE;
+        true
+    }
+
     fn note_arrival(&mut self) {
-        if self.phase == Phase::Silent && !self.line.http2.load(Ordering::Relaxed) {
+        if self.phase == Phase::Silent && !self.place.line().is_http2() {
             self.phase = Phase::Headers;
             self.deadline = Instant::now() + HEADERS;
         }
@@ -212,29 +243,54 @@ impl<I> PacedStream<I> {
             self.write_deadline = None;
             return written;
         }
-        let deadline = *self.write_deadline.get_or_insert_with(|| Instant::now() + SILENCE);
+        if self.must_go(cx.waker()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let deadline = match self.write_deadline {
+            Some(deadline) => deadline,
+            None => self.wait_for_reader(),
+        };
         self.poll_deadline(deadline, cx).map(Err)
+    }
+
+    /// The client does not read: it may take a minute.
+    fn wait_for_reader(&mut self) -> Instant {
+        let now = Instant::now();
+        self.place.line().waits_from(now);
+        *self.write_deadline.insert(now + SILENCE)
+    }
+
+    /// Whether somebody else gets the place; whoever asks is woken when that becomes so.
+    fn must_go(&mut self, waker: &Waker) -> bool {
+        if !self.known.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            self.place.line().wake_by(waker);
+            self.known = Some(waker.clone());
+        }
+        self.place.line().must_go()
     }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for PacedStream<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.line.running.load(Ordering::SeqCst) > 0 {
-            return Pin::new(&mut this.inner).poll_read(cx, buffer);
-        }
-        let begun = this.line.begun.load(Ordering::SeqCst);
-        if this.begun != begun {
-            this.begun = begun;
-            this.phase = Phase::Silent;
-            this.deadline = Instant::now() + SILENCE;
-        }
+        let runs = this.place.line().is_running();
+        let has_answered = !runs && this.note_answers();
         let before = buffer.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut this.inner).poll_read(cx, buffer) {
-            if buffer.filled().len() > before {
+            if !runs && buffer.filled().len() > before {
                 this.note_arrival();
             }
             return Poll::Ready(read);
+        }
+        if this.must_go(cx.waker()) {
+            if !has_answered {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            // What has just been answered is written first.
+            cx.waker().wake_by_ref();
+        }
+        if runs {
+            return Poll::Pending;
         }
         let deadline = this.deadline;
         this.poll_deadline(deadline, cx).map(Err)
@@ -270,6 +326,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for PacedStream<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::crowd::{Crowd, Serving};
+    use futures_util::FutureExt;
+    use http_body_util::BodyExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     /// What happens to a connection on which the client does this, on tokio's stopped clock.
@@ -280,11 +339,19 @@ mod tests {
     }
 
     impl Scene {
-        fn open() -> Self {
-            let (client, server) = tokio::io::duplex(16);
+        async fn open() -> Self {
             let serving = Serving::default();
-            let (server, _) = Paced::new(serving.clone()).accept(server, ()).into_inner().expect("accepts");
+            Scene::among(&Crowd::new(1, serving.clone()), serving).await
+        }
+
+        async fn among(crowd: &Crowd, serving: Serving) -> Self {
+            let (client, stream) = tokio::io::duplex(16);
+            let (server, _) = Paced.accept(Guest { stream, place: crowd.enter().await }, ()).into_inner().expect("accepts");
             Scene { client, server, serving }
+        }
+
+        fn line(&self) -> Arc<Line> {
+            self.server.place.line().clone()
         }
 
         /// Reads one byte, and says how many seconds it took.
@@ -296,18 +363,36 @@ mod tests {
 
         /// Runs a request: hyper asks for more while it runs.
         async fn run_a_request(&mut self, took: Duration) {
-            let running = Running::begin(&self.server.line, &self.serving);
+            let running = run(&self.line());
             assert!(tokio::time::timeout(took, self.server.read_u8()).await.is_err());
             drop(running);
         }
+
+        /// Asks for more, as hyper does, until the connection is closed.
+        fn serve(self) -> tokio::task::JoinHandle<io::ErrorKind> {
+            let Scene { client, mut server, .. } = self;
+            tokio::spawn(async move {
+                let _open = client;
+                loop {
+                    if let Err(e) = server.read_u8().await {
+                        return e.kind();
+                    }
+                }
+            })
+        }
+    }
+
+    fn run(line: &Arc<Line>) -> RunsOn {
+        line.begin(false);
+        RunsOn(line.clone())
     }
 
     #[tokio::test(start_paused = true)]
     async fn headers_that_do_not_come_in_ten_seconds_are_cut() {
-        let mut line = Scene::open();
+        let mut line = Scene::open().await;
         assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 10));
         // SLOW-01: a byte now and then does not help.
-        let mut line = Scene::open();
+        let mut line = Scene::open().await;
         for _ in 0..9 {
             line.client.write_u8(b'G').await.expect("room");
             assert_eq!(line.read().await.0, Ok(b'G'));
@@ -318,7 +403,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_kept_connection_may_be_silent_for_a_minute() {
-        let mut line = Scene::open();
+        let mut line = Scene::open().await;
         line.client.write_u8(b'G').await.expect("room");
         line.read().await.0.expect("a byte");
         line.run_a_request(Duration::from_secs(30)).await;
@@ -328,11 +413,11 @@ mod tests {
     /// Most requests are over before hyper asks for more.
     #[tokio::test(start_paused = true)]
     async fn a_quick_request_makes_a_kept_connection_too() {
-        let mut line = Scene::open();
+        let mut line = Scene::open().await;
         for _ in 0..3 {
             line.client.write_u8(b'G').await.expect("room");
             line.read().await.0.expect("a byte");
-            drop(Running::begin(&line.server.line, &line.serving));
+            drop(run(&line.line()));
             assert!(tokio::time::timeout(Duration::from_secs(50), line.server.read_u8()).await.is_err());
         }
         assert_eq!(line.read().await, (Err(io::ErrorKind::TimedOut), 10));
@@ -340,7 +425,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_next_request_has_ten_seconds_from_its_first_byte() {
-        let mut line = Scene::open();
+        let mut line = Scene::open().await;
         line.run_a_request(Duration::from_secs(1)).await;
         assert!(tokio::time::timeout(Duration::from_secs(40), line.server.read_u8()).await.is_err());
         line.client.write_u8(b'G').await.expect("room");
@@ -351,7 +436,7 @@ mod tests {
     /// `POST`, `PUT` and `PATCH` begin like the preface of HTTP/2.
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_began_with_a_post_is_cut_like_any_other() {
-        let mut line = Scene::open();
+        let mut line = Scene::open().await;
         for _ in 0..2 {
             line.client.write_u8(b'P').await.expect("room");
             assert_eq!(line.read().await.0, Ok(b'P'));
@@ -364,8 +449,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn frames_of_http2_do_not_start_the_clock_of_a_request() {
-        let mut line = Scene::open();
-        line.server.line.http2.store(true, Ordering::Relaxed);
+        let mut line = Scene::open().await;
+        line.line().begin(true);
+        line.line().finish();
         line.run_a_request(Duration::from_secs(1)).await;
         line.client.write_u8(0).await.expect("room");
         assert_eq!(line.read().await.0, Ok(0));
@@ -374,7 +460,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_read_is_cut_after_a_minute() {
-        let mut line = Scene::open();
+        let mut line = Scene::open().await;
         let begun = Instant::now();
         let written = line.server.write_all(&[0; 64]).await;
         assert_eq!(written.map_err(|e| e.kind()), Err(io::ErrorKind::TimedOut));
@@ -383,10 +469,107 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn draining_waits_for_what_runs() {
-        let line = Scene::open();
-        let running = Running::begin(&line.server.line, &line.serving);
+        let line = Scene::open().await;
+        let running = run(&line.line());
         assert!(tokio::time::timeout(Duration::from_secs(5), line.serving.idle()).await.is_err());
         drop(running);
         line.serving.idle().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_newcomer_gets_the_place_of_whoever_has_kept_us_waiting_longest() {
+        let crowd = Crowd::new(3, Serving::default());
+        let mut tasks = Vec::new();
+        let mut clients = Vec::new();
+        let mut lines = Vec::new();
+        for _ in 0..3 {
+            let Scene { client, server, serving } = Scene::among(&crowd, Serving::default()).await;
+            lines.push(server.place.line().clone());
+            tasks.push(Scene { client: tokio::io::duplex(1).0, server, serving }.serve());
+            clients.push(client);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        // The first has just been answered, and a byte now and then does not make the second any newer.
+        drop(run(&lines[0]));
+        clients[0].write_u8(b'G').await.expect("room");
+        clients[1].write_u8(b'G').await.expect("room");
+        tokio::task::yield_now().await;
+        drop(crowd.enter().await);
+        assert_eq!((tasks[0].is_finished(), tasks[1].is_finished(), tasks[2].is_finished()), (false, true, false));
+        assert_eq!(tasks.remove(1).await.expect("no panic"), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_runs_keeps_its_place_and_a_newcomer_waits_for_it() {
+        let crowd = Crowd::new(1, Serving::default());
+        let scene = Scene::among(&crowd, Serving::default()).await;
+        let line = scene.line();
+        let running = run(&line);
+        let served = scene.serve();
+        assert!(tokio::time::timeout(Duration::from_secs(5), crowd.enter()).await.is_err(), "there was no room");
+        assert!(!served.is_finished());
+        drop(running);
+        drop(crowd.enter().await);
+        assert_eq!(served.await.expect("no panic"), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_sent_away_while_a_request_begins_gets_its_answer_first() {
+        let crowd = Crowd::new(1, Serving::default());
+        let mut scene = Scene::among(&crowd, Serving::default()).await;
+        let line = scene.line();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        // It was waiting when the newcomer came, and is not when it is looked after.
+        let newcomer = tokio::spawn({
+            let crowd = crowd.clone();
+            async move { drop(crowd.enter().await) }
+        });
+        tokio::task::yield_now().await;
+        assert!(line.must_go());
+        let running = run(&line);
+        assert!(tokio::time::timeout(Duration::from_secs(5), scene.server.read_u8()).await.is_err(), "it was cut");
+        drop(running);
+        scene.server.write_all(b"answer").await.expect("the answer is written");
+        assert_eq!(scene.read().await, (Err(io::ErrorKind::TimedOut), 0));
+        drop(scene);
+        newcomer.await.expect("no panic");
+    }
+
+    /// SLOW-02: a body that does not come holds nobody else up.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_waits_for_its_body_is_not_work() {
+        let serving = Serving::default();
+        let crowd = Crowd::new(1, serving.clone());
+        let scene = Scene::among(&crowd, serving.clone()).await;
+        let line = scene.line();
+        let running = run(&line);
+        assert_eq!(serving.at_work(), 1);
+        let (sender, body) = tokio::sync::mpsc::channel::<()>(1);
+        let mut body = Fed::of(Slow(body), &line);
+        assert!(body.frame().now_or_never().is_none());
+        assert_eq!(serving.at_work(), 0);
+        sender.send(()).await.expect("room");
+        assert!(body.frame().now_or_never().is_some());
+        assert_eq!(serving.at_work(), 1);
+        assert!(body.frame().now_or_never().is_none());
+        let served = scene.serve();
+        drop(crowd.enter().await);
+        assert_eq!(served.await.expect("no panic"), io::ErrorKind::TimedOut);
+        drop(body);
+        assert_eq!(serving.at_work(), 1);
+        drop(running);
+        assert_eq!(serving.at_work(), 0);
+    }
+
+    /// A body that comes in pieces.
+    struct Slow(tokio::sync::mpsc::Receiver<()>);
+
+    impl Body for Slow {
+        type Data = axum::body::Bytes;
+        type Error = io::Error;
+
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, io::Error>>> {
+            self.0.poll_recv(cx).map(|piece| piece.map(|()| Ok(Frame::data(axum::body::Bytes::from_static(b"x")))))
+        }
     }
 }

@@ -152,7 +152,14 @@ async fn markup_links_and_line_breaks_in_a_device_or_a_name_go_nowhere() {
 /// RST-02: no header of a request decides where a link leads.
 #[tokio::test]
 async fn links_are_built_from_the_public_url_only() {
-    let stage = Stage::with(&[("PUBLIC_URL", "https://id.example.com"), ("TRUSTED_PROXIES", "127.0.0.1/32"), ("BASE_PATH", "/auth")]).await;
+    let stage = Stage::with(&[
+        ("PUBLIC_URL", "https://id.example.com"),
+        ("TRUSTED_PROXIES", "127.0.0.1/32"),
+        ("BASE_PATH", "/auth"),
+        ("SIGNUP_LIMIT_SOURCE", "none"),
+        ("LETTER_LIMIT_SOURCE", "none"),
+    ])
+    .await;
     for header in ["host", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port", "x-forwarded-prefix", "forwarded", "x-original-host"] {
         for value in ["evil.test", "user@evil.test", "host=evil.test;proto=http"] {
             let actor = stage.anon().with_header(header, value);

@@ -118,6 +118,14 @@ impl Place {
         Server::of(self.command(&[]))
     }
 
+    /// Starts the server where a process may open so many files.
+    #[track_caller]
+    pub fn start_with_files(&self, soft: u32, hard: u32) -> Server {
+        let mut command = shell(&format!("ulimit -Sn {soft}; ulimit -Hn {hard}"), &[]);
+        self.dress(&mut command);
+        Server::of(command)
+    }
+
     /// Starts the server under `umask 000`.
     #[track_caller]
     pub fn start_unmasked(&self) -> Server {
@@ -140,9 +148,14 @@ pub fn integrity_of(path: &Path) -> String {
 }
 
 fn unmasked(args: &[&str]) -> Command {
+    shell("umask 000", args)
+}
+
+/// The program, after a command of the shell.
+fn shell(before: &str, args: &[&str]) -> Command {
     let mut command = Command::new("/bin/sh");
     // `exec` keeps the process id.
-    command.args(["-c", "umask 000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_holdfast")]).args(args);
+    command.args(["-c", &format!("{before}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_holdfast")]).args(args);
     command
 }
 
@@ -319,6 +332,13 @@ impl Server {
     pub fn kill(mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("its status");
+    }
+
+    /// How many files it may open, where the system tells.
+    pub fn file_limit(&self) -> Option<u64> {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.child.id())).ok()?;
+        let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
+        line.split_whitespace().nth(3)?.parse().ok()
     }
 
     /// How much memory it uses, in KiB, where the system tells.

@@ -385,7 +385,7 @@ fn what_the_command_line_ends_is_dead_for_a_running_server_within_a_second() {
 
 #[test]
 fn commands_and_a_loaded_server_share_the_database() {
-    let place = Place::new();
+    let place = Place::with(&[("SIGNUP_LIMIT_SOURCE", "none")]);
     place.create("root@example.com", "admin");
     let server = place.start();
     let enough = AtomicBool::new(false);
@@ -746,7 +746,7 @@ fn files_are_for_their_owner_only_whatever_the_umask() {
 
 #[test]
 fn a_backup_is_one_moment_of_a_server_that_goes_on_writing() {
-    let place = Place::new();
+    let place = Place::with(&[("SIGNUP_LIMIT_SOURCE", "none")]);
     let server = place.start();
     let enough = AtomicBool::new(false);
     let (told, acknowledged) = mpsc::channel();

@@ -66,6 +66,11 @@ impl Server {
         Ok(Server { config, trust, connections: 0 })
     }
 
+    /// How many connections this instance may hold.
+    pub fn connections(&self) -> usize {
+        self.connections
+    }
+
     /// With so many connections at most.
     pub fn with_connections(mut self, connections: u32) -> Self {
         self.connections = connections as usize;

@@ -1,0 +1,294 @@
+//! Everybody who is connected, what runs for them, and who has to go when there is no room for a newcomer.
+//!
+//! There is room for so many connections. When all of it is taken, a newcomer gets the place of the one that has kept us waiting
+//! for longest: that is kept but silent, or has sent only a part of its headers or of a body. What we are at work on is never
+//! cut off. So slow clients, however many, lock nobody out: they push each other out. SLOW-01.
+//!
+//! A request pays nothing for it. Connections are listed when they open and when they close; who has waited for how long is
+//! looked up only when there is no room, among some of them, in turn.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Connections that are looked at to find the one that goes. All of a small crowd; of a large one enough that whoever has just
+/// come is safe.
+const LOOK: usize = 64;
+/// Who has waited for less has not kept us waiting: what they send may be on its way.
+const GRACE: Duration = Duration::from_millis(250);
+/// How soon it is looked again whether anybody is waiting.
+const AGAIN: Duration = Duration::from_millis(50);
+/// How soon somebody else is sent away, should the first one have begun a request in the meantime.
+const GOES: Duration = Duration::from_secs(1);
+
+/// The requests that run, on all connections. Cheap to clone; all clones are one.
+#[derive(Clone, Default)]
+pub struct Serving(Arc<All>);
+
+#[derive(Default)]
+struct All {
+    running: AtomicUsize,
+    /// Those among them that cannot go on before their client has sent more.
+    starving: AtomicUsize,
+    none: Notify,
+}
+
+impl Serving {
+    /// One more request runs, until the value is dropped.
+    pub fn begin(&self) -> Running {
+        self.start();
+        Running(self.clone())
+    }
+
+    fn start(&self) {
+        self.0.running.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn finish(&self) {
+        if self.0.running.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.none.notify_waiters();
+        }
+    }
+
+    /// Requests that we are at work on. One that waits for the rest of its body is none: its client can make it last.
+    pub fn at_work(&self) -> usize {
+        self.0.running.load(Ordering::Relaxed).saturating_sub(self.0.starving.load(Ordering::Relaxed))
+    }
+
+    /// Resolves when no request runs.
+    pub(super) async fn idle(&self) {
+        loop {
+            let none = self.0.none.notified();
+            if self.0.running.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            none.await;
+        }
+    }
+}
+
+/// A request that runs.
+pub struct Running(Serving);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+/// The connections. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub(super) struct Crowd(Arc<Hall>);
+
+struct Hall {
+    room: usize,
+    serving: Serving,
+    opened: Instant,
+    present: Mutex<Present>,
+    left: Notify,
+}
+
+#[derive(Default)]
+struct Present {
+    lines: Vec<Arc<Line>>,
+    /// Where the next look begins.
+    next: usize,
+}
+
+impl Crowd {
+    pub(super) fn new(room: usize, serving: Serving) -> Self {
+        let hall = Hall { room, serving, opened: Instant::now(), present: Mutex::default(), left: Notify::new() };
+        Crowd(Arc::new(hall))
+    }
+
+    /// Takes a place for a new connection. If there is none, somebody else's; if we are at work for everybody, waits.
+    pub(super) async fn enter(&self) -> Place {
+        loop {
+            let left = self.0.left.notified();
+            tokio::pin!(left);
+            // From here on a place that becomes free is heard of.
+            left.as_mut().enable();
+            if let Some(place) = self.take() {
+                return place;
+            }
+            let patience = if self.send_somebody_away() { GOES } else { AGAIN };
+            let _ = tokio::time::timeout(patience, left).await;
+        }
+    }
+
+    fn take(&self) -> Option<Place> {
+        let mut present = self.present();
+        if present.lines.len() >= self.0.room {
+            return None;
+        }
+        let line = Arc::new(Line::new(&self.0, present.lines.len()));
+        present.lines.push(line.clone());
+        Some(Place { line, crowd: self.clone() })
+    }
+
+    /// Sends away whoever has been waiting for longest among those that are looked at, if anybody is.
+    fn send_somebody_away(&self) -> bool {
+        let latest = millis_between(self.0.opened, Instant::now()).saturating_sub(GRACE.as_millis() as u64);
+        let mut present = self.present();
+        let Present { lines, next } = &mut *present;
+        let all = lines.len();
+        let looked_at = (0..all.min(LOOK)).map(|n| &lines[(*next + n) % all]);
+        let waiting = looked_at.filter(|line| line.is_waiting() && !line.sent_away.load(Ordering::Relaxed));
+        let longest = waiting.map(|line| (line.since.load(Ordering::Relaxed), line)).filter(|(since, _)| *since <= latest).min_by_key(|(since, _)| *since);
+        if let Some((_, line)) = longest {
+            line.send_away();
+        }
+        let found = longest.is_some();
+        *next = if all > LOOK { (*next + LOOK) % all } else { 0 };
+        found
+    }
+
+    fn present(&self) -> MutexGuard<'_, Present> {
+        self.0.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn millis_between(earlier: Instant, later: Instant) -> u64 {
+    u64::try_from(later.duration_since(earlier).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A place in the crowd, until it is dropped.
+pub(super) struct Place {
+    line: Arc<Line>,
+    crowd: Crowd,
+}
+
+impl Place {
+    pub(super) fn line(&self) -> &Arc<Line> {
+        &self.line
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut present = self.crowd.present();
+        let at = self.line.place.load(Ordering::Relaxed);
+        present.lines.swap_remove(at);
+        if let Some(moved) = present.lines.get(at) {
+            moved.place.store(at, Ordering::Relaxed);
+        }
+        drop(present);
+        self.crowd.0.left.notify_waiters();
+    }
+}
+
+/// A connection, as its stream, its service and the crowd know it.
+pub(super) struct Line {
+    serving: Serving,
+    opened: Instant,
+    /// Where it stands among those present; changed under their lock.
+    place: AtomicUsize,
+    /// Requests that run on it.
+    running: AtomicUsize,
+    /// Requests that have begun on it: a quick one is over before the stream is asked again.
+    begun: AtomicUsize,
+    /// Requests on it that wait for the rest of their bodies.
+    starving: AtomicUsize,
+    /// It speaks HTTP/2, whose frames say nothing about requests: there only silence counts.
+    http2: AtomicBool,
+    /// Since when it has been waiting for its client, if it is: milliseconds since the server began.
+    since: AtomicU64,
+    sent_away: AtomicBool,
+    /// Whom to wake when it is sent away.
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Line {
+    fn new(hall: &Hall, place: usize) -> Self {
+        let line = Line {
+            serving: hall.serving.clone(),
+            opened: hall.opened,
+            place: AtomicUsize::new(place),
+            running: AtomicUsize::new(0),
+            begun: AtomicUsize::new(0),
+            starving: AtomicUsize::new(0),
+            http2: AtomicBool::new(false),
+            since: AtomicU64::new(0),
+            sent_away: AtomicBool::new(false),
+            waker: Mutex::new(None),
+        };
+        line.waits_from(Instant::now());
+        line
+    }
+
+    /// A request begins.
+    pub(super) fn begin(&self, is_http2: bool) {
+        if is_http2 {
+            self.http2.store(true, Ordering::Relaxed);
+        }
+        self.running.fetch_add(1, Ordering::SeqCst);
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.serving.start();
+    }
+
+    /// A request has been answered, or nobody wants its answer any more.
+    pub(super) fn finish(&self) {
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        self.serving.finish();
+    }
+
+    /// A request waits for the rest of its body.
+    pub(super) fn starve(&self) {
+        self.waits_from(Instant::now());
+        self.serving.0.starving.fetch_add(1, Ordering::Relaxed);
+        self.starving.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Some of it has come, or is not wanted any more.
+    pub(super) fn feed(&self) {
+        self.starving.fetch_sub(1, Ordering::SeqCst);
+        self.serving.0.starving.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.running.load(Ordering::SeqCst) > 0
+    }
+
+    pub(super) fn begun(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn is_http2(&self) -> bool {
+        self.http2.load(Ordering::Relaxed)
+    }
+
+    /// From now on it is the client's turn.
+    pub(super) fn waits_from(&self, now: Instant) {
+        self.since.store(millis_between(self.opened, now), Ordering::Relaxed);
+    }
+
+    /// Whether nothing can go on before the client has sent more.
+    fn is_waiting(&self) -> bool {
+        self.running.load(Ordering::SeqCst) <= self.starving.load(Ordering::SeqCst)
+    }
+
+    fn send_away(&self) {
+        self.sent_away.store(true, Ordering::SeqCst);
+        if let Some(waker) = self.waker().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether somebody else gets its place. A request that began meanwhile is answered first.
+    pub(super) fn must_go(&self) -> bool {
+        self.sent_away.load(Ordering::SeqCst) && self.is_waiting()
+    }
+
+    /// Whom to wake when it must go.
+    pub(super) fn wake_by(&self, waker: &Waker) {
+        *self.waker() = Some(waker.clone());
+    }
+
+    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
