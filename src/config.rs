@@ -52,6 +52,8 @@ settings! {
     "ENDED_SESSION_RETENTION" = "30d", "How long ended sessions are kept, so that their holders can be told why.";
     "EVENT_RETENTION" = "365d", "How long the audit log goes back.";
     "MAX_SESSIONS_PER_USER" = "100", "Live sessions of one user; the one idle longest makes room.";
+    "GUESS_LIMIT_ACCOUNT" = "10/15m", "Wrong passwords for one account from unknown browsers, and from each known one, before further ones wait; none for no limit.";
+    "GUESS_LIMIT_SOURCE" = "100/15m", "Wrong passwords from one IPv4 address or IPv6 /64 over all accounts before further ones wait; none for no limit.";
     "HASH_THREADS" = "cores", "Threads that hash passwords.";
     "PASSWORD_MIN_LENGTH" = "8", "Shortest new password, in characters.";
     "ARGON2_MEMORY_KIB" = "19456", "Memory of one password hash.";
@@ -79,6 +81,15 @@ pub struct Timeouts {
     pub idle: Option<Duration>,
     /// There always is one.
     pub absolute: Duration,
+}
+
+/// So many within so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// At least one.
+    pub count: u32,
+    /// From the first of them on.
+    pub per: Duration,
 }
 
 /// The origin that browsers see.
@@ -138,6 +149,9 @@ pub struct Config {
     pub ended_session_retention: Duration,
     pub event_retention: Duration,
     pub max_sessions_per_user: usize,
+    /// `None`: no limit.
+    pub guess_limit_account: Option<Rate>,
+    pub guess_limit_source: Option<Rate>,
     pub hash_threads: usize,
     pub password_min_length: usize,
     pub argon2_memory_kib: u32,
@@ -264,6 +278,8 @@ impl Reader<'_> {
         let ended_session_retention = self.parse("ENDED_SESSION_RETENTION", timeout);
         let event_retention = self.parse("EVENT_RETENTION", timeout);
         let max_sessions_per_user = self.parse("MAX_SESSIONS_PER_USER", |text| number(text, 1, 10_000));
+        let guess_limit_account = self.parse("GUESS_LIMIT_ACCOUNT", rate);
+        let guess_limit_source = self.parse("GUESS_LIMIT_SOURCE", rate);
         let hash_threads = self.parse("HASH_THREADS", hash_threads);
         let password_min_length = self.parse("PASSWORD_MIN_LENGTH", |text| number(text, 8, 128));
         let argon2_memory_kib = self.parse("ARGON2_MEMORY_KIB", |text| number(text, 8, 4 << 20));
@@ -314,6 +330,8 @@ impl Reader<'_> {
             ended_session_retention: ended_session_retention?,
             event_retention: event_retention?,
             max_sessions_per_user: usize::try_from(max_sessions_per_user?).ok()?,
+            guess_limit_account: guess_limit_account?,
+            guess_limit_source: guess_limit_source?,
             hash_threads: hash_threads?,
             password_min_length: usize::try_from(password_min_length?).ok()?,
             argon2_memory_kib: memory,
@@ -447,6 +465,13 @@ mod tests {
             ("LISTEN_ADDR", "8300"),
             ("LISTEN_ADDR", "::1:8300"),
             ("LISTEN_ADDR", "localhost:99999"),
+            ("GUESS_LIMIT_ACCOUNT", "10"),
+            ("GUESS_LIMIT_ACCOUNT", "0/15m"),
+            ("GUESS_LIMIT_ACCOUNT", "10/15"),
+            ("GUESS_LIMIT_ACCOUNT", "10/none"),
+            ("GUESS_LIMIT_ACCOUNT", "10/0m"),
+            ("GUESS_LIMIT_SOURCE", "1001/15m"),
+            ("GUESS_LIMIT_SOURCE", ""),
             ("HASH_THREADS", "0"),
             ("PASSWORD_MIN_LENGTH", "7"),
             ("ARGON2_MEMORY_KIB", "7"),
@@ -474,6 +499,17 @@ mod tests {
             let fault = fault_of(name, value).unwrap_or_else(|| panic!("{name}={value} was accepted"));
             assert!(fault.starts_with(&format!("{name}: ")), "{fault}");
         }
+    }
+
+    #[test]
+    fn a_limit_is_a_count_within_a_time_or_none() {
+        let limits = |account, source| {
+            let config = read(&[("GUESS_LIMIT_ACCOUNT", account), ("GUESS_LIMIT_SOURCE", source)]).expect("right");
+            (config.guess_limit_account, config.guess_limit_source)
+        };
+        let rate = |count, minutes| Some(Rate { count, per: Duration::from_secs(60 * minutes) });
+        assert_eq!(limits("10/15m", "100/15m"), (rate(10, 15), rate(100, 15)));
+        assert_eq!(limits("none", "1000 / 1h"), (None, rate(1000, 60)));
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub enum Refusal {
     BodyTooLarge,
     UnsupportedMediaType,
     Invalid(Vec<FieldError>),
+    /// Somebody tried too often: go on after so many seconds.
+    RateLimited(u32),
     /// Try again after so many seconds.
     Overloaded(u32),
 }
@@ -167,6 +169,8 @@ impl Refusal {
                 t(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body is not declared as JSON", "Send it with Content-Type: application/json.")
             }
             Refusal::Invalid(_) => t(S::UNPROCESSABLE_ENTITY, "validation_failed", "Some fields are not valid", "See errors for each of them."),
+            // It says nothing of who or what was asked for too often: that would tell which accounts there are.
+            Refusal::RateLimited(_) => t(S::TOO_MANY_REQUESTS, "rate_limited", "Too many attempts", "Wait as long as Retry-After says, then try again."),
             Refusal::Overloaded(_) => {
                 t(S::SERVICE_UNAVAILABLE, "overloaded", "The server cannot answer right now", "Wait as long as Retry-After says, then try again.")
             }
@@ -190,7 +194,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, code, title, detail) = self.told();
         let retry = match self {
-            Refusal::Overloaded(seconds) => Some(seconds),
+            Refusal::RateLimited(seconds) | Refusal::Overloaded(seconds) => Some(seconds),
             _ => None,
         };
         let errors = match self {

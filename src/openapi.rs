@@ -84,7 +84,7 @@ fn complete_response(status: &str, response: &mut Value) {
         response["description"] = json!(words_for(status));
     }
     response["headers"]["X-Request-Id"] = json!({"schema": {"type": "string"}});
-    if status == "503" {
+    if matches!(status, "429" | "503") {
         response["headers"]["Retry-After"] = json!({"description": "Seconds.", "schema": {"type": "integer"}});
     }
     let is_problem = !status.starts_with('2');
@@ -109,6 +109,7 @@ fn words_for(status: &str) -> &'static str {
         "413" => "`body_too_large`",
         "415" => "`unsupported_media_type`",
         "422" => "`validation_failed`: `errors` names every field at fault",
+        "429" => "`rate_limited`: try again after `Retry-After` seconds",
         "503" => "`overloaded`: try again after `Retry-After` seconds",
         _ => "`internal`",
     }

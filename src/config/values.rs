@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use lettre::message::Mailbox;
 use percent_encoding::percent_decode_str;
 
-use super::{LogFormat, PublicUrl, SignUpMode, Timeouts};
+use super::{LogFormat, PublicUrl, Rate, SignUpMode, Timeouts};
 use crate::db;
 use crate::mail::{Route, Server};
 
@@ -191,6 +191,17 @@ pub(super) fn timeout_or_none(text: &str) -> Result<Option<Duration>, String> {
 pub(super) fn timeouts(text: &str) -> Result<Timeouts, String> {
     let (idle, absolute) = text.split_once('/').ok_or_else(|| format!("\"{text}\" must be idle/absolute, such as 7d/30d or none/24h"))?;
     Ok(Timeouts { idle: timeout_or_none(idle.trim())?, absolute: timeout(absolute.trim())? })
+}
+
+/// Reads `10/15m`: so many within so long; `None` for none.
+pub(super) fn rate(text: &str) -> Result<Option<Rate>, String> {
+    if text == "none" {
+        return Ok(None);
+    }
+    let wrong = || format!("\"{text}\" must be count/duration, such as 10/15m, with a count from 1 to 1000, or none");
+    let (count, per) = text.split_once('/').ok_or_else(wrong)?;
+    let count = number(count.trim(), 1, 1000).map_err(|_| wrong())?;
+    timeout(per.trim()).map(|per| Some(Rate { count, per }))
 }
 
 pub(super) fn roles(text: &str) -> Result<Vec<String>, String> {
