@@ -507,7 +507,7 @@ mod tests {
             let config = read(&[("GUESS_LIMIT_ACCOUNT", account), ("GUESS_LIMIT_SOURCE", source)]).expect("right");
             (config.guess_limit_account, config.guess_limit_source)
         };
-        let rate = |count, minutes| Some(Rate { count, per: Duration::from_secs(60 * minutes) });
+        let rate = |count, minutes: u64| Some(Rate { count, per: Duration::from_secs(60 * minutes) });
         assert_eq!(limits("10/15m", "100/15m"), (rate(10, 15), rate(100, 15)));
         assert_eq!(limits("none", "1000 / 1h"), (None, rate(1000, 60)));
     }
