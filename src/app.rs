@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::cookie::Cookies;
 use crate::db::{Db, Fault};
 use crate::factor::hasher::Hasher;
+use crate::guessing::Line;
 use crate::live_sessions::LiveSessions;
 use crate::mail::{Mail, Mailbag};
 use crate::templates::Templates;
@@ -32,6 +33,8 @@ pub struct Parts {
     pub db: Db,
     /// The threads that hash passwords.
     pub hasher: Hasher,
+    /// Who tries a password right now, and who waits for what comes of it.
+    pub line: Line,
     /// How letters leave.
     pub mail: Mail,
     /// What letters and pages look like.
@@ -92,6 +95,7 @@ impl App {
             clock,
             db,
             hasher,
+            line: Line::default(),
             instance: Uuid::from_bytes(chance.bytes()),
             draining: AtomicBool::new(false),
             write_back_turn: tokio::sync::Mutex::new(()),

@@ -39,7 +39,7 @@ use crate::session_security::rotate;
 
 /// Asks for another address. Nothing changes until the letter that goes there is confirmed.
 #[utoipa::path(put, path = "/me/email", tag = "Account", operation_id = "ask_for_email_change", request_body = EmailChange, security(("session" = [])),
-    responses((status = 202), (status = 403, body = Problem)))]
+    responses((status = 202), (status = 403, body = Problem), (status = 429, body = Problem)))]
 pub async fn ask(
     State(app): State<App>,
     SignedIn(me): SignedIn,
@@ -48,10 +48,7 @@ pub async fn ask(
     Json(ask): Json<EmailChange>,
 ) -> Result<StatusCode, Error> {
     let EmailChange { email, current_password } = ask;
-    let user = super::who_asks(&app, &me).await?;
-    if !app.hasher.check(client.ip, current_password, user.password).await?.fits {
-        return Err(Refusal::WrongCurrentPassword.into());
-    }
+    let user = super::prove_again(&app, &me, &client, current_password).await?;
     let (version, scene) = (user.security_version, client.scene().await?);
     app.db.write(move |tx| post_letters(tx, &me, &email, version, scene.clone())).await?;
     Ok(StatusCode::ACCEPTED)
