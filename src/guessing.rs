@@ -54,8 +54,8 @@ use counter::{Counter, Trace};
 pub use line::Line;
 use line::{InFlight, Next, Place};
 
-/// How long somebody waits for the outcome of others' attempts.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long somebody waits for the outcome of others' attempts: as long as for a turn at the database.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// When whoever found no room in the line may come back, in seconds.
 const COME_BACK: u32 = 2;
 
@@ -219,8 +219,8 @@ where
         let has_room_without = |in_flight| full.counter.failures - i64::try_from(in_flight).unwrap_or(0) < i64::from(full.stake.rate.count);
         match app.line.join(full.stake.key, landed, has_room_without, place.take()) {
             Next::Refuse => return Err(Refusal::RateLimited(seconds(full.wait_ms)).into()),
-            Next::Overloaded => return Err(Refusal::Overloaded(COME_BACK).into()),
-            Next::LookAgain => {}
+            Next::LookAgain if Instant::now() < patience => {}
+            Next::LookAgain | Next::Overloaded => return Err(Refusal::Overloaded(COME_BACK).into()),
             Next::Wait(mine) => {
                 timeout_at(patience, mine.turn()).await.map_err(|_| Refusal::Overloaded(COME_BACK))?;
                 place = Some(mine);
@@ -254,10 +254,15 @@ impl Attempt {
         match app.hasher.check(source, password, stored).await {
             Ok(checked) => Ok((checked, self)),
             Err(overloaded) => {
-                self.take_back(app, false).await?;
+                self.withdraw(app).await?;
                 Err(overloaded)
             }
         }
+    }
+
+    /// Takes the count back: no password was checked.
+    pub async fn withdraw(self, app: &App) -> Result<(), Error> {
+        self.take_back(app, false).await
     }
 
     /// Says what came of it: the right password takes the count back. `Some`: it was wrong, and its user may have to be told.

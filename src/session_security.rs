@@ -148,20 +148,19 @@ pub fn is_new_device(tx: &mut Tx, user: UserId, presented: Option<&Token>, since
     Ok(Device { token, is_new: known == 0 })
 }
 
-/// A cookie that we issued, if that is what was presented. A device is known for as long as its cookie lives; only newness has
+/// The cookie that was presented, if we have issued it. A device is known for as long as its cookie lives; only newness has
 /// a shorter memory.
-fn issued(tx: &mut Tx, presented: Option<&Token>) -> Result<Option<Token>, Fault> {
+pub fn issued(tx: &mut Tx, presented: Option<&Token>) -> Result<Option<Token>, Fault> {
     let Some(token) = presented else { return Ok(None) };
     let seen: Option<i64> = tx.row("SELECT 1 FROM known_devices WHERE device_hash = ?1 LIMIT 1", (&token.hash(),))?;
     Ok(seen.map(|_| token.clone()))
 }
 
 /// Makes the browser at which a user has proved to have the mailbox one of theirs, without a sign-in: the first one there is
-/// still new. A cookie that we issued stays.
-pub fn adopt_device(tx: &mut Tx, user: UserId, presented: Option<&Token>) -> Result<Adopted, Fault> {
-    let kept = issued(tx, presented)?;
-    let is_fresh = kept.is_none();
-    let token = kept.unwrap_or_else(|| Token::mint(tx.chance()));
+/// still new. A cookie that we [`issued`] stays.
+pub fn adopt_device(tx: &mut Tx, user: UserId, issued: Option<Token>) -> Result<Adopted, Fault> {
+    let is_fresh = issued.is_none();
+    let token = issued.unwrap_or_else(|| Token::mint(tx.chance()));
     let now = tx.now();
     tx.run(
         "INSERT INTO known_devices (user_id, device_hash, last_seen_at, signed_in) VALUES (?1, ?2, ?3, 0)

@@ -74,6 +74,7 @@ pub async fn prove(app: &App, client: &Client, headers: &HeaderMap, token: Token
     if !has_session {
         let attempt = let_guess(app, client, headers, &user).await?;
         if !app.db.write(move |tx| note_try(tx, Purpose::VerifyEmail, &token).map_err(Error::from)).await? {
+            attempt.withdraw(app).await?;
             return Err(Refusal::InvalidToken.into());
         }
         let password = password.ok_or(Refusal::WrongCurrentPassword)?;

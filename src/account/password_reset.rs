@@ -29,7 +29,7 @@ use crate::guessing;
 use crate::id::UserId;
 use crate::letter_token::{self, Purpose, look, spend};
 use crate::secret::{Token, TokenHash};
-use crate::session_security::{Adopted, adopt_device};
+use crate::session_security::{Adopted, adopt_device, issued};
 
 /// Sends a letter with a way to a new password, if the address has an account.
 #[utoipa::path(post, path = "/password/forgot", tag = "Letters", operation_id = "forgot_password", request_body = Forgotten, responses((status = 202)))]
@@ -135,6 +135,8 @@ fn replace(tx: &mut Tx, token: &TokenHash, hash: &PasswordHash, device: Option<&
     let id = user.view.id;
     set_password(tx, id, hash, None)?;
     revoke_all(tx, id, By::User, "password_reset", scene.clone())?;
+    // Before the account may forget all of its browsers.
+    let device = issued(tx, device)?;
     if !user.view.email_verified && grant.proves(&user.view.email) {
         begin_anew(tx, id)?;
     }

@@ -18,6 +18,7 @@ mod email_change;
 mod email_verification;
 mod every_route;
 mod file;
+mod guessing;
 mod letters;
 mod life_cycle;
 mod mail;

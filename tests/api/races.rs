@@ -25,7 +25,7 @@ use holdfast::live_sessions::Met;
 use holdfast::secret::Token;
 
 use crate::database::{Hand, ON_POSTGRES};
-use crate::stage::{ABSOLUTE_TIMEOUT, Actor, Answer, IDLE_TIMEOUT, Stage, TICK, email_of, password_of};
+use crate::stage::{ABSOLUTE_TIMEOUT, Actor, Answer, IDLE_TIMEOUT, NO_LIMITS, Stage, TICK, email_of, password_of};
 
 /// Requests in one round.
 const MANY: usize = 20;
@@ -147,7 +147,7 @@ async fn quiet(app: &App) {
 /// ROT-01, RACE-06.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_parallel_password_changes_with_one_token_exactly_one_wins_and_the_others_change_nothing() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(&NO_LIMITS).await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let ana = stage.sign_up(&name).await;
@@ -210,7 +210,7 @@ async fn of_parallel_password_changes_on_several_devices_one_wins_and_signs_the_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_parallel_password_changes_that_leave_the_others_signed_in_one_wins_and_the_losers_keep_their_tokens() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(&NO_LIMITS).await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let mut browsers = vec![stage.sign_up(&name).await];
@@ -621,7 +621,7 @@ async fn an_expired_session_that_many_requests_end_in_many_ways_has_expired_and_
 /// RACE-04.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_parallel_sign_ups_with_one_address_in_five_spellings_one_gets_it() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(&NO_LIMITS).await;
     for round in 0..rounds() {
         let spellings = [
             format!("jos\u{e9}.{round}@b\u{fc}cher.example"),
@@ -745,7 +745,7 @@ const CHANGES: [Ending; 3] = [PasswordIsChangedElsewhere, AdminChangesTheRole, A
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_sign_in_that_races_with_a_change_of_the_account_opens_a_session_of_the_account_as_it_was() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(&NO_LIMITS).await;
     let admin = stage.admin("root").await;
     for round in 0..rounds() {
         for change in CHANGES {
@@ -786,7 +786,7 @@ async fn no_sign_in_that_races_with_a_change_of_the_account_opens_a_session_of_t
 /// A sign-in that stands still at any place while the account changes, and then goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_sign_in_that_is_overtaken_by_a_change_of_the_account_opens_nothing_that_outlives_it() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(&NO_LIMITS).await;
     let admin = stage.admin("root").await;
     for waits in 0..WAITS {
         for change in CHANGES {
@@ -817,7 +817,7 @@ async fn a_sign_in_that_is_overtaken_by_a_change_of_the_account_opens_nothing_th
 /// The same for a change of the password whose own session ends while the hash is being made.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_password_change_that_is_overtaken_by_the_end_of_its_session_changes_nothing() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(&NO_LIMITS).await;
     let admin = stage.admin("root").await;
     let mut overtaken = 0;
     for how in ENDINGS {
@@ -1251,7 +1251,7 @@ async fn abandon_many<T: Send + 'static>(stage: &Stage, requests: Vec<Deed<T>>) 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_abandoned_password_change_is_finished_or_has_not_begun() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(&NO_LIMITS).await;
     let mut seen = Seen::default();
     for round in 0..rounds() {
         let mut people = Vec::new();
@@ -1328,7 +1328,7 @@ async fn an_abandoned_ending_is_finished_or_has_not_begun_and_memory_knows_which
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_abandoned_sign_up_is_a_whole_account_or_none() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(&NO_LIMITS).await;
     let mut seen = Seen::default();
     for round in 0..rounds() {
         let names: Vec<String> = (0..MANY).map(|n| format!("ana{round}x{n}")).collect();
@@ -1351,7 +1351,7 @@ async fn an_abandoned_sign_up_is_a_whole_account_or_none() {
 /// Killed from outside at whatever it is doing, on another thread: the server goes on as if nothing had happened.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn aborted_requests_leave_the_server_whole() {
-    let stage = Stage::new().await;
+    let stage = Stage::with(&NO_LIMITS).await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let ana = stage.sign_up(&name).await;

@@ -41,6 +41,9 @@ pub const CHROME: &str = "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleW
 pub const IPHONE: &str =
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.6 Mobile/15E148 Safari/604.1";
 
+/// For sentences that try many passwords to say something else.
+pub const NO_LIMITS: [(&str, &str); 2] = [("GUESS_LIMIT_ACCOUNT", "none"), ("GUESS_LIMIT_SOURCE", "none")];
+
 /// The password of an actor.
 pub fn password_of(name: &str) -> String {
     format!("{name} has a good password")
@@ -96,7 +99,6 @@ impl Stage {
     }
 
     /// The same browser, calling here.
-    #[allow(dead_code)] // For `../api_postgres`.
     pub fn browser_of(&self, actor: &Actor) -> Actor {
         Actor { router: self.router.clone(), ..actor.clone() }
     }

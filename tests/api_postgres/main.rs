@@ -36,6 +36,8 @@ mod email_change;
 mod email_verification;
 #[path = "../api/every_route.rs"]
 mod every_route;
+#[path = "../api/guessing.rs"]
+mod guessing;
 #[path = "../api/letters.rs"]
 mod letters;
 #[path = "../api/life_cycle.rs"]
