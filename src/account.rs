@@ -21,9 +21,10 @@ use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::db::{Fault, FromRow, Row, Tx};
 use crate::device_sessions::{self, DeviceSession, EndReason, Opening, SessionView, set_cookie};
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 use crate::event::{Event, Scene, record};
-use crate::factor::password::PasswordHash;
+use crate::factor::password::{Password, PasswordHash};
+use crate::guessing::{self, Guess};
 use crate::id::UserId;
 use crate::live_sessions::Session;
 use crate::secret::{Token, TokenHash};
@@ -92,16 +93,29 @@ pub fn of_session(tx: &mut Tx, id: UserId) -> Result<User, Fault> {
     by_id(tx, id)?.ok_or_else(|| Fault::broken("a session without a user"))
 }
 
-/// Reads the user whose session asks, for a look at the current password. The user before the session: whoever changes the
-/// password rotates the session too, so the loser of a race learns that it was rotated, not that its password is wrong.
-pub async fn who_asks(app: &App, me: &Session) -> Result<User, Error> {
-    let asking = me.clone();
-    let read = move |tx: &mut Tx| {
+/// Proves that whoever asks with a session knows the current password, and reads the user whose it is.
+///
+/// # Errors
+/// `403 invalid_credentials`; `429` after too many wrong ones.
+pub async fn prove_again(app: &App, me: &Session, client: &Client, password: Password) -> Result<User, Error> {
+    let (own, asking, ip) = (app.clone(), me.clone(), client.ip);
+    // The user before the session: whoever changes the password rotates the session too, so the loser of a race learns that it
+    // was rotated, not that its password is wrong.
+    let who_asks = move |tx: &mut Tx| {
         let user = of_session(tx, asking.user_id)?;
         device_sessions::still_current(tx, &asking)?;
-        Ok(user)
+        let guess = Guess::by_session(tx, &own.config, &asking, ip)?;
+        Ok((user, guess))
     };
-    app.db.glance(read).await
+    let (user, attempt) = guessing::begin(app, who_asks).await?;
+    let (checked, attempt) = attempt.check(app, ip, password, user.password.clone()).await?;
+    match attempt.settle(app, checked.fits).await? {
+        None => Ok(user),
+        Some(failed) => {
+            failed.tell_alone(app, client.scene().await?).await?;
+            Err(Refusal::WrongCurrentPassword.into())
+        }
+    }
 }
 
 /// Reads a user by the canonical form of the address.

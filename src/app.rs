@@ -15,6 +15,7 @@ use crate::cookie::Cookies;
 use crate::db::{Db, Fault};
 use crate::factor::hasher::Hasher;
 use crate::flood::Floods;
+use crate::guessing::Line;
 use crate::live_sessions::LiveSessions;
 use crate::mail::{Mail, Mailbag};
 use crate::serve::Serving;
@@ -36,6 +37,8 @@ pub struct Parts {
     pub hasher: Hasher,
     /// How often strangers may ask for what costs something.
     pub floods: Floods,
+    /// Who tries a password right now, and who waits for what comes of it.
+    pub line: Line,
     /// How letters leave.
     pub mail: Mail,
     /// What letters and pages look like.
@@ -99,6 +102,7 @@ impl App {
             clock,
             db,
             hasher,
+            line: Line::default(),
             instance: Uuid::from_bytes(chance.bytes()),
             serving: Serving::default(),
             draining: AtomicBool::new(false),

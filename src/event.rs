@@ -16,6 +16,7 @@ use crate::account::email::Email;
 use crate::clock::Timestamp;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::{DeviceSession, EndReason};
+use crate::guessing::Over;
 use crate::id::{EventId, SessionId, UserId, floor};
 use letters::{LetterKind, To};
 
@@ -54,6 +55,10 @@ pub enum Event {
     },
     SignInFailed {
         disabled: bool,
+    },
+    /// So many wrong passwords were tried that the next ones wait.
+    SignInThrottled {
+        over: Over,
     },
     NewIpLogin,
     /// `also_new_ip`: the letter about the new IP tells of the device too, so there is only one.
@@ -113,10 +118,11 @@ pub enum Event {
 }
 
 /// Every kind, as the API spells it.
-pub const KINDS: [&str; 24] = [
+pub const KINDS: [&str; 25] = [
     "signed_up",
     "signed_in",
     "sign_in_failed",
+    "sign_in_throttled",
     "new_ip_login",
     "new_device_login",
     "signed_out",
@@ -147,6 +153,7 @@ impl Event {
             Event::SignedUp { .. } => "signed_up",
             Event::SignedIn { .. } => "signed_in",
             Event::SignInFailed { .. } => "sign_in_failed",
+            Event::SignInThrottled { .. } => "sign_in_throttled",
             Event::NewIpLogin => "new_ip_login",
             Event::NewDeviceLogin { .. } => "new_device_login",
             Event::SignedOut => "signed_out",
@@ -198,6 +205,7 @@ impl Event {
             | Event::AccountEnabled { by } => json!({"by": by.word()}),
             // The answer to a stranger is the same; the operator may know that it was not the password.
             Event::SignInFailed { disabled: true } => json!({"disabled": true}),
+            Event::SignInThrottled { over } => json!({"over": over.word()}),
             Event::EmailChangeRequested { to } => json!({"to": to.shown()}),
             Event::EmailChanged { from, to } | Event::EmailChangeUndone { from, to } => json!({"from": from.shown(), "to": to.shown()}),
             Event::LetterFailed { letter, attempts } => json!({"letter": letter.word(), "attempts": attempts}),
@@ -210,6 +218,7 @@ impl Event {
         let owner = |kind| vec![(kind, To::Owner)];
         match self {
             Event::SignedUp { by: By::User } | Event::VerificationRequested => owner(LetterKind::VerifyEmail),
+            Event::SignInThrottled { .. } => owner(LetterKind::SignInThrottled),
             Event::NewIpLogin => owner(LetterKind::NewIpLogin),
             Event::NewDeviceLogin { also_new_ip: false } => owner(LetterKind::NewDeviceLogin),
             Event::PasswordChanged { .. } | Event::PasswordReset => owner(LetterKind::PasswordChanged),
@@ -229,7 +238,15 @@ impl Event {
 
     /// Whether an operator should look at it.
     fn is_alarm(&self) -> bool {
-        matches!(self, Event::NewIpLogin | Event::RotatedTokenReused | Event::SessionDisowned | Event::EmailChangeUndone { .. } | Event::LetterFailed { .. })
+        matches!(
+            self,
+            Event::SignInThrottled { .. }
+                | Event::NewIpLogin
+                | Event::RotatedTokenReused
+                | Event::SessionDisowned
+                | Event::EmailChangeUndone { .. }
+                | Event::LetterFailed { .. }
+        )
     }
 }
 
@@ -257,6 +274,11 @@ impl Scene {
     pub fn whose(mut self, user: UserId) -> Self {
         self.user = Some(user);
         self
+    }
+
+    /// Concerning this account, if there is one.
+    pub fn whose_if(self, user: Option<UserId>) -> Self {
+        user.into_iter().fold(self, Scene::whose)
     }
 
     /// About this session, without claiming that it was done there.

@@ -8,7 +8,7 @@
 //!   [`live_sessions`]: the same in memory; [`session_extractor`]: the check of every request; [`guard`]: extractors whose
 //!   type is the permission.
 //! - [`account`]: sign-up, sign-in, sign-out, password change, one's own account; [`factor`]: passwords and the threads that
-//!   hash them; [`forward_auth`]: the question of reverse proxies; [`admin`]: the administrator's view.
+//!   hash them; [`guessing`]: how often a password may be tried; [`forward_auth`]: the question of reverse proxies; [`admin`]: the administrator's view.
 //! - [`event`]: everything that can happen, and the one way to say that it did; its letters and their outbox. [`templates`] and
 //!   [`mail`]: how they are written and how they leave; [`letter_token`]: the links in them; [`security_page`]: where those lead.
 //! - [`flood`]: how often strangers may ask for what costs something; [`client`]: who calls; [`cookie`], [`cross_site`], [`form`]: what browsers send, read strictly; [`error`]: the two kinds of
@@ -38,6 +38,7 @@ pub mod flood;
 pub mod form;
 pub mod forward_auth;
 pub mod guard;
+pub mod guessing;
 pub mod health;
 pub mod id;
 pub mod lease;

@@ -31,7 +31,7 @@ enum Age {
 }
 
 /// Retired tokens go with their session, by the foreign key.
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind {
         name: "ended sessions",
         older_than: |config| config.ended_session_retention,
@@ -70,6 +70,13 @@ const KINDS: [Kind; 8] = [
         name: "letters",
         older_than: |_| LETTER_RETENTION,
         sql: "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE created_at < ?1 AND done_at IS NOT NULL LIMIT ?2)",
+        age: Age::Column,
+    },
+    Kind {
+        // They count no more; the next failure would begin anew.
+        name: "counters of guesses",
+        older_than: |_| Duration::ZERO,
+        sql: "DELETE FROM guesses WHERE counter IN (SELECT counter FROM guesses WHERE forgotten_at < ?1 LIMIT ?2)",
         age: Age::Column,
     },
     Kind {

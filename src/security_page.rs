@@ -10,7 +10,7 @@
 
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY};
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -19,6 +19,7 @@ use crate::account::password_change::void_password;
 use crate::account::{email_change, email_verification, password_reset};
 use crate::app::App;
 use crate::client::Client;
+use crate::cookie::Name;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::{self, DeviceSession, revoke, revoke_all};
 use crate::error::{Error, Refusal};
@@ -108,10 +109,24 @@ fn told(app: &App, refused: Error, again: Page) -> Result<Response, Error> {
         Error::Refused(Refusal::WrongCurrentPassword) => {
             again.but("That is not the password of this account. Nothing was changed.").show(app, StatusCode::FORBIDDEN)
         }
+        Error::Refused(Refusal::RateLimited(seconds)) => {
+            let wrong = format!("Too many wrong passwords were tried. Nothing was changed. Try again in {}.", in_words(seconds));
+            let mut response = again.but(wrong).show(app, StatusCode::TOO_MANY_REQUESTS)?;
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+            Ok(response)
+        }
         Error::Refused(Refusal::EmailTaken) => {
             Page::new("This address has an account", &["Another account has this address by now. Nothing was changed."]).show(app, StatusCode::CONFLICT)
         }
         other => Err(other),
+    }
+}
+
+/// A wait, in words that do not promise too much.
+fn in_words(seconds: u32) -> String {
+    match seconds {
+        ..=90 => format!("{seconds} seconds"),
+        _ => format!("{} minutes", seconds.div_ceil(60)),
     }
 }
 
@@ -227,7 +242,8 @@ pub async fn verify_page(State(app): State<App>, Path(token): Path<String>) -> R
 
 /// Confirms an address, as `POST /email/verify`.
 #[utoipa::path(post, path = "/security/verify/{token}", tag = "Pages", operation_id = "verify_by_page", params(("token" = String, Path)),
-    responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
+    responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String),
+        (status = 429, content_type = "text/html", body = String)))]
 pub async fn verify(State(app): State<App>, client: Client, headers: HeaderMap, Path(token): Path<String>, body: Bytes) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
     let password = field(&body, "password").map(Password::typed);
@@ -259,11 +275,15 @@ pub async fn reset_page(State(app): State<App>, Path(token): Path<String>) -> Re
 /// Sets a new password, as `POST /password/reset`.
 #[utoipa::path(post, path = "/security/reset/{token}", tag = "Pages", operation_id = "reset_by_page", params(("token" = String, Path)),
     responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
-pub async fn reset(State(app): State<App>, client: Client, Path(token): Path<String>, body: Bytes) -> Result<Response, Error> {
+pub async fn reset(State(app): State<App>, client: Client, headers: HeaderMap, Path(token): Path<String>, body: Bytes) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
     let password = Password::typed(field(&body, "new_password").unwrap_or_default());
-    match password_reset::choose(&app, &client, hash, password).await {
-        Ok(()) => Page::new("Your password is changed", &["You are signed out everywhere. Sign in with the new password."]).show(&app, StatusCode::OK),
+    let device = app.cookies.presented(&headers, Name::Device);
+    match password_reset::choose(&app, &client, device, hash, password).await {
+        Ok(adopted) => {
+            let page = Page::new("Your password is changed", &["You are signed out everywhere. Sign in with the new password."]).show(&app, StatusCode::OK)?;
+            Ok(password_reset::with_cookie(&app, adopted, page))
+        }
         Err(refused) => told(&app, refused, reset_form(&app, &token)),
     }
 }

@@ -140,28 +140,57 @@ pub struct Device {
 ///
 /// A cookie that some sign-in here issued stays; an invented one is replaced, so nobody can plant a device name.
 pub fn is_new_device(tx: &mut Tx, user: UserId, presented: Option<&Token>, since: Timestamp) -> Result<Device, Fault> {
-    let issued = match presented {
-        Some(token) if was_issued(tx, &token.hash())? => Some(token.clone()),
-        _ => None,
-    };
-    let token = issued.unwrap_or_else(|| Token::mint(tx.chance()));
+    let token = issued(tx, presented)?.unwrap_or_else(|| Token::mint(tx.chance()));
     let (hash, now) = (token.hash(), tx.now());
-    let known =
-        tx.run("UPDATE known_devices SET last_seen_at = ?3 WHERE user_id = ?1 AND device_hash = ?2 AND last_seen_at >= ?4", (user, &hash, now, since))?;
+    let known = tx.run(
+        "UPDATE known_devices SET last_seen_at = ?3 WHERE user_id = ?1 AND device_hash = ?2 AND last_seen_at >= ?4 AND signed_in = 1",
+        (user, &hash, now, since),
+    )?;
     if known == 0 {
         tx.run(
-            "INSERT INTO known_devices (user_id, device_hash, last_seen_at) VALUES (?1, ?2, ?3)
-             ON CONFLICT (user_id, device_hash) DO UPDATE SET last_seen_at = ?3",
+            "INSERT INTO known_devices (user_id, device_hash, last_seen_at, signed_in) VALUES (?1, ?2, ?3, 1)
+             ON CONFLICT (user_id, device_hash) DO UPDATE SET last_seen_at = ?3, signed_in = 1",
             (user, &hash, now),
         )?;
     }
     Ok(Device { token, is_new: known == 0 })
 }
 
-/// A device is known for as long as its cookie lives; only newness has a shorter memory.
-fn was_issued(tx: &mut Tx, device: &TokenHash) -> Result<bool, Fault> {
-    let seen: Option<i64> = tx.row("SELECT 1 FROM known_devices WHERE device_hash = ?1 LIMIT 1", (device,))?;
-    Ok(seen.is_some())
+/// The cookie that was presented, if we have issued it. A device is known for as long as its cookie lives; only newness has
+/// a shorter memory.
+pub fn issued(tx: &mut Tx, presented: Option<&Token>) -> Result<Option<Token>, Fault> {
+    let Some(token) = presented else { return Ok(None) };
+    let seen: Option<i64> = tx.row("SELECT 1 FROM known_devices WHERE device_hash = ?1 LIMIT 1", (&token.hash(),))?;
+    Ok(seen.map(|_| token.clone()))
+}
+
+/// Makes the browser at which a user has proved to have the mailbox one of theirs, without a sign-in: the first one there is
+/// still new. A cookie that we [`issued`] stays.
+pub fn adopt_device(tx: &mut Tx, user: UserId, issued: Option<Token>) -> Result<Adopted, Fault> {
+    let is_fresh = issued.is_none();
+    let token = issued.unwrap_or_else(|| Token::mint(tx.chance()));
+    let now = tx.now();
+    tx.run(
+        "INSERT INTO known_devices (user_id, device_hash, last_seen_at, signed_in) VALUES (?1, ?2, ?3, 0)
+         ON CONFLICT (user_id, device_hash) DO NOTHING",
+        (user, &token.hash(), now),
+    )?;
+    Ok(Adopted { device: token.hash(), cookie: is_fresh.then_some(token) })
+}
+
+/// A browser that is one of a user's.
+#[derive(Debug)]
+pub struct Adopted {
+    /// What its cookie hashes to.
+    pub device: TokenHash,
+    /// The cookie, if it has none of ours yet.
+    pub cookie: Option<Token>,
+}
+
+/// Whether a browser is one of this user's.
+pub fn is_known_device(tx: &mut Tx, user: UserId, device: &TokenHash) -> Result<bool, Fault> {
+    let known: Option<i64> = tx.row("SELECT 1 FROM known_devices WHERE user_id = ?1 AND device_hash = ?2", (user, device))?;
+    Ok(known.is_some())
 }
 
 /// Gives a session a new token and retires the old one; the session keeps its id, device and absolute deadline.

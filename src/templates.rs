@@ -34,6 +34,7 @@ macro_rules! embedded { ($($name:literal),* $(,)?) => {
 } }
 embedded!(
     "new_sign_in.txt",
+    "sign_in_throttled.txt",
     "password_changed.txt",
     "sessions_revoked.txt",
     "rotated_token_reused.txt",

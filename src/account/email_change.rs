@@ -48,10 +48,7 @@ pub async fn ask(
     Json(ask): Json<EmailChange>,
 ) -> Result<Response, Error> {
     let EmailChange { email, current_password } = ask;
-    let user = super::who_asks(&app, &me).await?;
-    if !app.hasher.check(client.ip, current_password, user.password).await?.fits {
-        return Err(Refusal::WrongCurrentPassword.into());
-    }
+    let user = super::prove_again(&app, &me, &client, current_password).await?;
     // Also of the owner of an account: to as many strangers as they like we would write in their name.
     let version = user.security_version;
     let asked = app.floods.letters.meter(client.ip, async {

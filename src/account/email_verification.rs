@@ -2,7 +2,7 @@
 //!
 //! The letter of the sign-up carries a token, good for 24 hours, once. It is not enough: whoever gets a letter for an account
 //! that a stranger opened in their name must not make it valid with a click. So it also takes a live session of that account,
-//! or its password; five wrong ones, counted before they are checked, and the token is worth nothing.
+//! or its password; five wrong ones, counted before they are checked, and the token is worth nothing. They count as guesses, too.
 //!
 //! Asking for another letter is answered alike for everybody: no account, one that is verified, one that is not (ENUM-02).
 
@@ -23,6 +23,7 @@ use crate::error::{Error, Problem, Refusal};
 use crate::event::{Event, Scene, record, record_asked};
 use crate::factor::password::Password;
 use crate::form::{Form, FromForm, Json, JsonOrNothing, NoQuery, Query, Rules};
+use crate::guessing::{self, Attempt, Guess};
 use crate::id::UserId;
 use crate::letter_token::{self, Purpose, look, note_try, spend};
 use crate::secret::{Token, TokenHash};
@@ -30,7 +31,7 @@ use crate::session_security::refresh;
 
 /// Trades the token of a letter, and a session or the password of its account, for a verified address.
 #[utoipa::path(post, path = "/email/verify", tag = "Letters", operation_id = "verify_email", request_body = Verify,
-    responses((status = 200, body = UserAnswer), (status = 403, body = Problem)))]
+    responses((status = 200, body = UserAnswer), (status = 403, body = Problem), (status = 429, body = Problem)))]
 pub async fn verify(
     State(app): State<App>,
     client: Client,
@@ -65,23 +66,37 @@ impl FromForm for Verify {
 /// Proves an address.
 ///
 /// # Errors
-/// `400 invalid_token`; `403 invalid_credentials` without a session of the account and without its password.
+/// `400 invalid_token`; `403 invalid_credentials` without a session of the account and without its password; `429` after too
+/// many wrong ones.
 pub async fn prove(app: &App, client: &Client, headers: &HeaderMap, token: TokenHash, password: Option<Password>) -> Result<UserView, Error> {
     let held = app.cookies.presented(headers, Name::Session).map(|token| token.hash());
     let (user, has_session) = app.db.glance(move |tx| standing(tx, &token, held.as_ref())).await?.ok_or(Refusal::InvalidToken)?;
     let version = user.security_version;
     if !has_session {
+        let attempt = let_guess(app, client, headers, &user).await?;
         if !app.db.write(move |tx| note_try(tx, Purpose::VerifyEmail, &token).map_err(Error::from)).await? {
+            attempt.withdraw(app).await?;
             return Err(Refusal::InvalidToken.into());
         }
         let password = password.ok_or(Refusal::WrongCurrentPassword)?;
-        if !app.hasher.check(client.ip, password, user.password).await?.fits {
+        let (checked, attempt) = attempt.check(app, client.ip, password, user.password).await?;
+        if let Some(failed) = attempt.settle(app, checked.fits).await? {
+            failed.tell_alone(app, client.scene().await?).await?;
             return Err(Refusal::WrongCurrentPassword.into());
         }
     }
     let scene = client.scene().await?;
     let by_session = held.filter(|_| has_session);
     app.db.write(move |tx| settle(tx, &token, by_session.as_ref(), version, scene.clone())).await
+}
+
+/// Counts a guess at the password, as one at sign-in: whoever has the letter need not be who knows it.
+async fn let_guess(app: &App, client: &Client, headers: &HeaderMap, user: &User) -> Result<Attempt, Error> {
+    let email = Email::parse(&user.view.email).ok_or_else(|| Fault::broken("an account's address is none"))?;
+    let device = app.cookies.presented(headers, Name::Device).map(|token| token.hash());
+    let (own, id, ip) = (app.clone(), user.view.id, client.ip);
+    let look = move |tx: &mut Tx| Ok(((), Guess::by_stranger(tx, &own.config, &email, Some(id), device.as_ref(), ip)?));
+    Ok(guessing::begin(app, look).await?.1)
 }
 
 /// Whose the token is, and whether the cookie opens a session of theirs.
@@ -140,7 +155,7 @@ async fn post_link(app: &App, client: &Client, headers: &HeaderMap, ask: SendAga
                 (None, Some(token)) => live_with(tx, token)?.map(|session| session.user_id),
                 (None, None) => return Ok(()),
             };
-            let scene = user.into_iter().fold(scene.clone(), Scene::whose);
+            let scene = scene.clone().whose_if(user);
             Ok(record_asked(tx, scene, Event::VerificationRequested)?)
         })
         .await?;

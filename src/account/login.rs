@@ -1,7 +1,7 @@
 //! `POST /login`: an address and a password for a session.
 //!
 //! An unknown address, a wrong password and a disabled account are told apart by nothing: the same answer after the same
-//! work, one read, one hash, one write (ENUM-01). The account is read again in the transaction that opens the session: a
+//! work: one look, one count, one hash, one write (ENUM-01). The account is read again in the transaction that opens the session: a
 //! password, a role or a standing that changed while the password was being hashed opens nothing.
 
 use axum::extract::State;
@@ -14,15 +14,17 @@ use super::{Arrival, SignIn, SignedInView, User, by_email};
 use crate::app::App;
 use crate::client::Client;
 use crate::config::{Config, SignUpMode};
+use crate::cookie::Name;
 use crate::db::{Fault, Tx};
 use crate::error::{Error, Problem, Refusal};
 use crate::event::{Event, record};
 use crate::factor::password::{Password, PasswordHash};
 use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
+use crate::guessing::{self, Failed, Guess};
 
 /// Trades an address and a password for a session.
 #[utoipa::path(post, path = "/login", tag = "Account", operation_id = "log_in", request_body = PasswordLogin,
-    responses((status = 200, body = SignedInView, headers(("Set-Cookie" = String, description = "The session cookie; at sign-in the device cookie too"))), (status = 401, body = Problem)))]
+    responses((status = 200, body = SignedInView, headers(("Set-Cookie" = String, description = "The session cookie; at sign-in the device cookie too"))), (status = 401, body = Problem), (status = 429, body = Problem)))]
 pub async fn log_in(
     State(app): State<App>,
     client: Client,
@@ -31,19 +33,26 @@ pub async fn log_in(
     Json(ask): Json<PasswordLogin>,
 ) -> Result<Response, Error> {
     let PasswordLogin { email, password, remember } = ask;
-    let wanted = email.clone();
-    let known = app.db.glance(move |tx| by_email(tx, &wanted)).await.map_err(|fault: Fault| Error::from(fault))?;
+    let device = app.cookies.presented(&headers, Name::Device).map(|token| token.hash());
+    let (own, wanted, ip) = (app.clone(), email.clone(), client.ip);
+    let look = move |tx: &mut Tx| {
+        let user = by_email(tx, &wanted)?;
+        let guess = Guess::by_stranger(tx, &own.config, &wanted, user.as_ref().map(|user| user.view.id), device.as_ref(), ip)?;
+        Ok((user, guess))
+    };
+    let (known, attempt) = guessing::begin(&app, look).await?;
     let is_closed = known.as_ref().is_some_and(|user| !may_sign_in(user, &app.config));
     let (stored, version) = known.map_or((None, 0), |user| (user.password, user.security_version));
 
     // An unknown address meets a decoy, so the time of the answer tells nobody who exists.
-    let checked = app.hasher.check(client.ip, password, stored.clone()).await?;
+    let (checked, attempt) = attempt.check(&app, client.ip, password, stored.clone()).await?;
+    let failed = attempt.settle(&app, checked.fits && !is_closed).await?;
     let upgrade = match checked.upgrade {
         // It can wait for the next sign-in; and an account that opens nothing must not be told by the time of a second hash.
         Some(password) if !is_closed => app.hasher.hash(client.ip, password, app.db.chance()).await.ok(),
         _ => None,
     };
-    let proof = Proof { email, fits: checked.fits, version, stored, upgrade };
+    let proof = Proof { email, fits: checked.fits, version, stored, upgrade, failed };
     let arrival = Arrival::of(&app, client, &headers, remember).await?;
     let own = app.clone();
     let opened = app.db.write(move |tx| decide(tx, &proof, &arrival, &own.config)).await.map_err(|fault: Fault| Error::from(fault))?;
@@ -81,6 +90,8 @@ struct Proof {
     version: i64,
     stored: Option<PasswordHash>,
     upgrade: Option<PasswordHash>,
+    /// It counts as a guess.
+    failed: Option<Failed>,
 }
 
 /// Whether the right password is enough. With `SIGNUP=verify_first` an unproved address opens nothing: whoever signs up with
@@ -97,6 +108,9 @@ fn decide(tx: &mut Tx, proof: &Proof, arrival: &Arrival, config: &Config) -> Res
         other => {
             let (id, disabled) = other.map_or((None, false), |user| (Some(user.view.id), user.disabled));
             record(tx, arrival.scene(id), Event::SignInFailed { disabled: disabled && proof.fits })?;
+            if let Some(failed) = &proof.failed {
+                failed.tell(tx, &arrival.scene(None))?;
+            }
             return Ok(None);
         }
     };

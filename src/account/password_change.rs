@@ -16,7 +16,7 @@ use crate::client::Client;
 use crate::clock::Timestamp;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::{DeviceSession, SessionView, end_others_of, holding, set_cookie, still_current};
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Problem, Refusal};
 use crate::event::{By, Event, Scene, record};
 use crate::factor::password::{Password, PasswordHash};
 use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
@@ -29,7 +29,7 @@ use crate::session_security::{judge, rotate};
 
 /// Changes the password of whoever is signed in.
 #[utoipa::path(put, path = "/me/password", tag = "Account", operation_id = "change_password", request_body = PasswordChange, security(("session" = [])),
-    responses((status = 200, body = PasswordChanged, headers(("Set-Cookie" = String, description = "The session cookie; at sign-in the device cookie too")))))]
+    responses((status = 200, body = PasswordChanged, headers(("Set-Cookie" = String, description = "The session cookie; at sign-in the device cookie too"))), (status = 429, body = Problem)))]
 pub async fn change(
     State(app): State<App>,
     SignedIn(me): SignedIn,
@@ -38,10 +38,7 @@ pub async fn change(
     Json(ask): Json<PasswordChange>,
 ) -> Result<Response, Error> {
     let PasswordChange { current_password, new_password, sign_out_others } = ask;
-    let user = super::who_asks(&app, &me).await?;
-    if !app.hasher.check(client.ip, current_password, user.password).await?.fits {
-        return Err(Refusal::WrongCurrentPassword.into());
-    }
+    let user = super::prove_again(&app, &me, &client, current_password).await?;
     let hash = app.hasher.hash(client.ip, new_password, app.db.chance()).await?;
 
     let version = user.security_version;

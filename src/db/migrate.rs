@@ -10,6 +10,7 @@ pub(super) const STEPS: &[(&str, &str)] = &[
     ("0001_sessions", include_str!("../../migrations/0001_sessions.sql")),
     ("0002_leases", include_str!("../../migrations/0002_leases.sql")),
     ("0003_letters", include_str!("../../migrations/0003_letters.sql")),
+    ("0004_guessing", include_str!("../../migrations/0004_guessing.sql")),
 ];
 
 /// Where the steps themselves are remembered.

@@ -1,5 +1,7 @@
 //! Which letters there are, what each is for, and when one is pointless.
 
+use std::time::Duration;
+
 use crate::account::User;
 use crate::account::email::Email;
 use crate::db::Fault;
@@ -37,6 +39,8 @@ macro_rules! letters { ($($(#[$doc:meta])* $name:ident = $word:literal from $tem
 letters! {
     /// A sign-in from an address that is new for the account, perhaps on a new browser too.
     NewIpLogin = "new_ip_login" from "new_sign_in";
+    /// Somebody tries passwords.
+    SignInThrottled = "sign_in_throttled" from "sign_in_throttled";
     /// A sign-in on a browser that is new for the account.
     NewDeviceLogin = "new_device_login" from "new_sign_in";
     /// The password was changed or reset.
@@ -89,11 +93,20 @@ impl LetterKind {
         self.purpose().filter(|purpose| matches!(purpose, Purpose::VerifyEmail | Purpose::ResetPassword | Purpose::ChangeEmail))
     }
 
+    /// How many of it one address may get, and in how long.
+    pub fn most(self) -> (i64, Duration) {
+        match self {
+            // Whoever guesses on does so for days, and there is nothing new to tell.
+            LetterKind::SignInThrottled => (1, Duration::from_secs(24 * 3600)),
+            _ => (5, Duration::from_secs(3600)),
+        }
+    }
+
     /// Whether nobody needs it any more. Asked at delivery, not when it is posted: so a request does the same work for all.
     pub fn is_pointless(self, user: &User) -> bool {
         match self {
             LetterKind::VerifyEmail => user.disabled || user.view.email_verified,
-            LetterKind::ResetPassword | LetterKind::ChangeEmail | LetterKind::EmailChangeRequested => user.disabled,
+            LetterKind::SignInThrottled | LetterKind::ResetPassword | LetterKind::ChangeEmail | LetterKind::EmailChangeRequested => user.disabled,
             _ => false,
         }
     }

@@ -30,8 +30,6 @@ use crate::letter_token::{self, Grant, Purpose};
 use crate::mail::Letter;
 use crate::secret::Token;
 
-/// Letters of one kind that one address may get in an hour.
-const MOST_OF_A_KIND: i64 = 5;
 const HOUR: Duration = Duration::from_secs(3600);
 /// Letters that found no way out within a day would only confuse.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
@@ -45,6 +43,7 @@ const LONGEST_WAIT: Duration = HOUR;
 /// Puts a letter into the outbox, unless its recipient has had enough of the kind. A link in it takes the place of older ones.
 pub fn post(tx: &mut Tx, event: EventId, user: UserId, session: Option<SessionId>, kind: LetterKind, to: &To) -> Result<(), Fault> {
     let (id, now) = (LetterId(tx.next_id()), tx.now());
+    let (most, within) = kind.most();
     let (shown, key) = match to {
         To::Owner => (None, None),
         To::Address(email) => (Some(email.shown()), Some(email.canonical())),
@@ -63,12 +62,12 @@ pub fn post(tx: &mut Tx, event: EventId, user: UserId, session: Option<SessionId
             now.into(),
             shown.into(),
             key.into(),
-            now.minus(HOUR).into(),
-            MOST_OF_A_KIND.into(),
+            now.minus(within).into(),
+            most.into(),
         ],
     )?;
     if posted == 0 {
-        tx.after_commit(move || tracing::warn!(letter = kind.word(), %user, "not written: its recipient has had enough of the kind within the hour"));
+        tx.after_commit(move || tracing::warn!(letter = kind.word(), %user, "not written: its recipient has had enough of the kind for now"));
         return Ok(());
     }
     if let Some(purpose) = kind.replaces_older() {

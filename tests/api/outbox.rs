@@ -88,7 +88,7 @@ async fn a_letter_in_the_hands_of_a_dead_instance_goes_out_when_its_lease_is_ove
 
 #[tokio::test]
 async fn several_instances_deliver_each_letter_once() {
-    let mut stage = Stage::without_flood_limits().await;
+    let mut stage = Stage::without_limits().await;
     for n in 0..40 {
         stage.anon().post("/signup", json!({"email": format!("user{n}@example.com"), "password": "a good password"})).await.is(201);
     }

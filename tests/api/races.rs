@@ -147,7 +147,7 @@ async fn quiet(app: &App) {
 /// ROT-01, RACE-06.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_parallel_password_changes_with_one_token_exactly_one_wins_and_the_others_change_nothing() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let ana = stage.sign_up(&name).await;
@@ -188,7 +188,7 @@ async fn of_parallel_password_changes_with_one_token_exactly_one_wins_and_the_ot
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_parallel_password_changes_on_several_devices_one_wins_and_signs_the_others_out() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let mut browsers = vec![stage.sign_up(&name).await];
@@ -210,7 +210,7 @@ async fn of_parallel_password_changes_on_several_devices_one_wins_and_signs_the_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_parallel_password_changes_that_leave_the_others_signed_in_one_wins_and_the_losers_keep_their_tokens() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let mut browsers = vec![stage.sign_up(&name).await];
@@ -237,7 +237,7 @@ async fn of_parallel_password_changes_that_leave_the_others_signed_in_one_wins_a
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_stolen_token_that_comes_back_many_times_at_once_is_reported_once() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let ana = stage.sign_up(&name).await;
@@ -395,7 +395,7 @@ const PATHS: [&str; 4] = ["/check", "/me", "/me/sessions", "/check"];
 /// REV-03, ROT-03 and the load race: four endings at once, against twenty who go on asking.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_request_that_starts_after_the_answer_to_an_ending_is_let_in() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     let admin = stage.admin("root").await;
     for round in 0..rounds() {
         for how in ENDINGS {
@@ -431,7 +431,7 @@ async fn no_request_that_starts_after_the_answer_to_an_ending_is_let_in() {
 /// The load race, step by step: a row that was read before the end is not taken into memory after it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_row_that_was_read_before_its_session_ended_does_not_come_into_memory_afterwards() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     let admin = stage.admin("root").await;
     for how in ENDINGS {
         for in_memory_before in [false, true] {
@@ -456,7 +456,7 @@ async fn a_row_that_was_read_before_its_session_ended_does_not_come_into_memory_
 /// The load race itself: each token is met for the first time, and its row read, while one deed ends them all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_session_whose_row_is_just_being_read_while_it_ends_does_not_stay_in_memory() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     // How many turns the ending took in the round before: the reads are spread over as many.
     let mut spread = 1000;
     for round in 0..rounds() {
@@ -497,7 +497,7 @@ async fn a_session_whose_row_is_just_being_read_while_it_ends_does_not_stay_in_m
 /// What the command line ends is dead as soon as the server has looked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_another_process_ends_stays_dead_however_many_requests_read_its_row_at_that_moment() {
-    let stage = Arc::new(Stage::without_flood_limits().await);
+    let stage = Arc::new(Stage::without_limits().await);
     for round in 0..rounds() {
         let ana = stage.sign_up(&format!("ana{round}")).await;
         let session = id_of(&ana).await.replace('-', "");
@@ -530,7 +530,7 @@ async fn what_another_process_ends_stays_dead_however_many_requests_read_its_row
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn parallel_endings_of_one_session_count_it_once() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     let admin = stage.admin("root").await;
     for round in 0..rounds() {
         let cast = Cast::gather(&stage, &admin, format!("ana{round}")).await;
@@ -562,7 +562,7 @@ async fn parallel_endings_of_one_session_count_it_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_idle_session_that_many_requests_meet_at_once_times_out_once() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let ana = stage.sign_up(&name).await;
@@ -621,7 +621,7 @@ async fn an_expired_session_that_many_requests_end_in_many_ways_has_expired_and_
 /// RACE-04.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_parallel_sign_ups_with_one_address_in_five_spellings_one_gets_it() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let spellings = [
             format!("jos\u{e9}.{round}@b\u{fc}cher.example"),
@@ -666,7 +666,7 @@ async fn of_parallel_sign_ups_with_one_address_in_five_spellings_one_gets_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_parallel_sign_ins_from_one_new_address_exactly_one_is_new() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let device = stage.sign_up(&name).await.device_token();
@@ -688,7 +688,7 @@ async fn of_parallel_sign_ins_from_one_new_address_exactly_one_is_new() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_parallel_sign_ins_on_one_new_browser_exactly_one_is_new() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         stage.sign_up(&name).await;
@@ -745,7 +745,7 @@ const CHANGES: [Ending; 3] = [PasswordIsChangedElsewhere, AdminChangesTheRole, A
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_sign_in_that_races_with_a_change_of_the_account_opens_a_session_of_the_account_as_it_was() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     let admin = stage.admin("root").await;
     for round in 0..rounds() {
         for change in CHANGES {
@@ -786,7 +786,7 @@ async fn no_sign_in_that_races_with_a_change_of_the_account_opens_a_session_of_t
 /// A sign-in that stands still at any place while the account changes, and then goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_sign_in_that_is_overtaken_by_a_change_of_the_account_opens_nothing_that_outlives_it() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     let admin = stage.admin("root").await;
     for waits in 0..WAITS {
         for change in CHANGES {
@@ -817,7 +817,7 @@ async fn a_sign_in_that_is_overtaken_by_a_change_of_the_account_opens_nothing_th
 /// The same for a change of the password whose own session ends while the hash is being made.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_password_change_that_is_overtaken_by_the_end_of_its_session_changes_nothing() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     let admin = stage.admin("root").await;
     let mut overtaken = 0;
     for how in ENDINGS {
@@ -852,7 +852,7 @@ async fn a_password_change_that_is_overtaken_by_the_end_of_its_session_changes_n
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn signing_out_everywhere_else_while_others_sign_in_ends_each_session_once_or_not_at_all() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let ana = stage.sign_up(&name).await;
@@ -888,7 +888,7 @@ async fn signing_out_everywhere_else_while_others_sign_in_ends_each_session_once
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn signing_out_everywhere_else_while_the_same_token_is_rotated_happens_before_or_not_at_all() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let ana = stage.sign_up(&name).await;
@@ -926,7 +926,7 @@ async fn signing_out_everywhere_else_while_the_same_token_is_rotated_happens_bef
 /// The session that is to end may just be getting a new token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_session_that_rotates_while_it_is_signed_out_from_elsewhere_is_out_with_both_tokens() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let ana = stage.sign_up(&name).await;
@@ -981,7 +981,7 @@ async fn a_session_that_rotates_while_it_is_signed_out_from_elsewhere_is_out_wit
 /// ADM-03.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_administrators_who_take_each_others_rights_cannot_both_succeed() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     stage.admin("ana").await;
     stage.admin("ben").await;
     let deeds = ["demote", "disable"];
@@ -1012,7 +1012,7 @@ async fn two_administrators_who_take_each_others_rights_cannot_both_succeed() {
 /// ADM-03: and of two who give up their own rights, one has to stay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_administrators_who_all_give_up_their_rights_at_once_one_stays() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     stage.admin("ana").await;
     stage.admin("ben").await;
     for round in 0..rounds() {
@@ -1117,7 +1117,7 @@ impl Watch {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn writing_last_active_back_never_changes_an_ended_session_and_never_goes_back() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let mut browsers = vec![stage.sign_up(&name).await];
@@ -1251,7 +1251,7 @@ async fn abandon_many<T: Send + 'static>(stage: &Stage, requests: Vec<Deed<T>>) 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_abandoned_password_change_is_finished_or_has_not_begun() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     let mut seen = Seen::default();
     for round in 0..rounds() {
         let mut people = Vec::new();
@@ -1287,7 +1287,7 @@ async fn an_abandoned_password_change_is_finished_or_has_not_begun() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_abandoned_ending_is_finished_or_has_not_begun_and_memory_knows_which() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     let admin = stage.admin("root").await;
     let mut seen = Seen::default();
     for round in 0..rounds() {
@@ -1328,7 +1328,7 @@ async fn an_abandoned_ending_is_finished_or_has_not_begun_and_memory_knows_which
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_abandoned_sign_up_is_a_whole_account_or_none() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     let mut seen = Seen::default();
     for round in 0..rounds() {
         let names: Vec<String> = (0..MANY).map(|n| format!("ana{round}x{n}")).collect();
@@ -1351,7 +1351,7 @@ async fn an_abandoned_sign_up_is_a_whole_account_or_none() {
 /// Killed from outside at whatever it is doing, on another thread: the server goes on as if nothing had happened.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn aborted_requests_leave_the_server_whole() {
-    let stage = Stage::without_flood_limits().await;
+    let stage = Stage::without_limits().await;
     for round in 0..rounds() {
         let name = format!("ana{round}");
         let ana = stage.sign_up(&name).await;

@@ -41,6 +41,10 @@ pub const CHROME: &str = "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleW
 pub const IPHONE: &str =
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.6 Mobile/15E148 Safari/604.1";
 
+/// For sentences that do the work of many to say something else.
+const NO_LIMITS: [(&str, &str); 4] =
+    [("GUESS_LIMIT_ACCOUNT", "none"), ("GUESS_LIMIT_SOURCE", "none"), ("SIGNUP_LIMIT_SOURCE", "none"), ("LETTER_LIMIT_SOURCE", "none")];
+
 /// The password of an actor.
 pub fn password_of(name: &str) -> String {
     format!("{name} has a good password")
@@ -73,8 +77,8 @@ impl Stage {
     }
 
     /// A server that one address may ask as often as it likes: for sentences in which it does the work of many.
-    pub async fn without_flood_limits() -> Self {
-        Stage::with(&[("SIGNUP_LIMIT_SOURCE", "none"), ("LETTER_LIMIT_SOURCE", "none")]).await
+    pub async fn without_limits() -> Self {
+        Stage::with(&NO_LIMITS).await
     }
 
     /// A server on this database.
@@ -101,7 +105,6 @@ impl Stage {
     }
 
     /// The same browser, calling here.
-    #[allow(dead_code)] // For `../api_postgres`.
     pub fn browser_of(&self, actor: &Actor) -> Actor {
         Actor { router: self.router.clone(), ..actor.clone() }
     }

@@ -23,7 +23,7 @@ fn everything_is_carried_over_and_the_sessions_live_on() {
     let (mut place, mut browsers) = grown();
     let database = Database::new();
     let done = place.run_typing(&["migrate-to", "-"], database.url()).ok();
-    for table in ["users", "device_sessions", "retired_tokens", "known_ips", "known_devices", "events", "outbox", "migrations", "leases"] {
+    for table in ["users", "device_sessions", "retired_tokens", "known_ips", "known_devices", "events", "outbox", "migrations", "leases", "guesses"] {
         let there = database.by_hand(|hand| hand.number(&format!("SELECT count(*) FROM {table}")));
         let here: i64 = place.sql().query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).expect("a number");
         assert_eq!(there, here, "{table}");

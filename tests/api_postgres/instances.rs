@@ -161,7 +161,8 @@ async fn a_retired_token_is_known_on_every_instance_and_its_reuse_is_told_once()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn parallel_sign_ins_on_two_instances_leave_as_many_sessions_as_allowed() {
-    let here = Stage::with(&[("MAX_SESSIONS_PER_USER", "5")]).await;
+    // What the other instance has under way is not known here, and so many at once look like guesses.
+    let here = Stage::with(&[("MAX_SESSIONS_PER_USER", "5"), ("GUESS_LIMIT_ACCOUNT", "none")]).await;
     let there = here.another().await;
     here.sign_up("ana").await;
     for _ in 0..5 {
@@ -203,6 +204,40 @@ async fn of_parallel_sign_ups_with_one_address_on_two_instances_exactly_one_wins
         assert_eq!(answers.iter().filter(|status| **status == 201).count(), 1, "{answers:?}");
         assert_eq!(answers.iter().filter(|status| **status == 409).count(), MANY - 1, "{answers:?}");
     }
+}
+
+async fn guess(stage: &Stage, n: usize, password: &str) -> u16 {
+    let eve = stage.anon().from_ip(&format!("203.0.113.{n}"));
+    eve.post("/login", json!({"email": email_of("ana"), "password": password})).await.status.as_u16()
+}
+
+#[tokio::test]
+async fn wrong_passwords_count_on_all_instances_together() {
+    let (here, there) = two().await;
+    here.sign_up("ana").await;
+    for n in 0..10 {
+        assert_eq!(guess(if n % 2 == 0 { &here } else { &there }, n, "not the password").await, 401);
+    }
+    for stage in [&here, &there] {
+        assert_eq!(guess(stage, 11, &password_of("ana")).await, 429);
+    }
+    here.clock.advance(Duration::from_secs(30));
+    assert_eq!((guess(&there, 12, "not the password").await, guess(&here, 13, "not the password").await), (401, 429));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_wrong_passwords_at_once_on_two_instances_ten_are_checked() {
+    let (here, there) = two().await;
+    here.sign_up("ana").await;
+    let (here, there) = (Arc::new(here), Arc::new(there));
+    let answers = at_once((0..200).map(|n| {
+        let stage = if n % 2 == 0 { here.clone() } else { there.clone() };
+        async move { guess(&stage, n, "not the password").await }
+    }))
+    .await;
+    assert_eq!(answers.iter().filter(|status| **status == 401).count(), 10, "{answers:?}");
+    assert_eq!(here.count("SELECT count(*) FROM events WHERE kind = 'sign_in_failed'"), 10);
+    assert_eq!(here.count("SELECT count(*) FROM events WHERE kind = 'sign_in_throttled'"), 1);
 }
 
 #[tokio::test]

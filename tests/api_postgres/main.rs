@@ -38,6 +38,8 @@ mod email_verification;
 mod every_route;
 #[path = "../api/flood.rs"]
 mod flood;
+#[path = "../api/guessing.rs"]
+mod guessing;
 #[path = "../api/letters.rs"]
 mod letters;
 #[path = "../api/life_cycle.rs"]

@@ -1,0 +1,229 @@
+//! The line in front of a full counter: attempts whose outcome is not known yet fill it too, and nobody is to be refused for
+//! those.
+//!
+//! An attempt is *in flight* from before it is counted until its outcome is. Whoever finds a counter full that would have room
+//! without those in flight here takes a [`Place`] and looks again when one of them has landed. What other instances have in
+//! flight is not known here: there a newcomer is refused, and asked to come back.
+//!
+//! Nobody is forgotten in the line: a place is taken only while somebody is in flight, whoever lands calls the next one, and
+//! whoever leaves the line, for whatever reason, passes the call on. An entry goes with the last who needs it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::Key;
+
+/// Those who may wait for one counter. Beyond, a wait would outlast people's patience.
+const MOST_WAITING: usize = 128;
+
+/// All lines of this process. Cheap to clone; all clones are one.
+#[derive(Clone, Default)]
+pub struct Line(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    counters: HashMap<Key, Entry>,
+    /// How many have landed since the start.
+    landed: u64,
+}
+
+#[derive(Default)]
+struct Entry {
+    in_flight: usize,
+    waiting: usize,
+    turn: Arc<Notify>,
+}
+
+/// What somebody who has found a counter full is to do.
+pub enum Next {
+    /// Wait in this place, then look again.
+    Wait(Place),
+    /// Somebody has landed since the look: look again.
+    LookAgain,
+    /// There are failures enough.
+    Refuse,
+    /// The line is too long.
+    Overloaded,
+}
+
+impl Line {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks an attempt as in flight, until it is dropped.
+    pub fn enter(&self, keys: Vec<Key>) -> InFlight {
+        let mut state = self.lock();
+        for key in &keys {
+            state.counters.entry(*key).or_default().in_flight += 1;
+        }
+        drop(state);
+        InFlight { line: self.clone(), keys }
+    }
+
+    /// How many have landed so far: to be asked before a look at the counters.
+    pub fn landed(&self) -> u64 {
+        self.lock().landed
+    }
+
+    /// What to do about a counter that was found full when so many had landed. `has_room_without` says whether it would have
+    /// room if so many attempts proved right. Whoever has a place in the line keeps it.
+    pub fn join(&self, key: Key, landed: u64, has_room_without: impl FnOnce(usize) -> bool, place: Option<Place>) -> Next {
+        // Dropped here, a place in another line passes its call on; under the lock it could not.
+        let place = place.filter(|place| place.key == key);
+        let mut state = self.lock();
+        let in_flight = state.counters.get(&key).map_or(0, |entry| entry.in_flight);
+        if in_flight == 0 || !has_room_without(in_flight) {
+            // What was seen may be older than the last landing: only what is seen after it is final.
+            let next = if state.landed == landed { Next::Refuse } else { Next::LookAgain };
+            drop(state);
+            return next;
+        }
+        let place = match place {
+            Some(place) => place,
+            None => {
+                let entry = state.counters.entry(key).or_default();
+                if entry.waiting >= MOST_WAITING {
+                    return Next::Overloaded;
+                }
+                entry.waiting += 1;
+                Place { line: self.clone(), key, turn: entry.turn.clone() }
+            }
+        };
+        Next::Wait(place)
+    }
+
+    /// Nobody is in flight, and nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.lock().counters.is_empty()
+    }
+}
+
+impl State {
+    /// Takes somebody out, and calls the next one.
+    fn leave(&mut self, key: &Key, out: impl FnOnce(&mut Entry)) {
+        let Some(entry) = self.counters.get_mut(key) else { return };
+        out(entry);
+        if entry.in_flight == 0 && entry.waiting == 0 {
+            self.counters.remove(key);
+        } else {
+            entry.turn.notify_one();
+        }
+    }
+}
+
+/// An attempt whose outcome is not known yet.
+pub struct InFlight {
+    line: Line,
+    keys: Vec<Key>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let mut state = self.line.lock();
+        state.landed += 1;
+        self.keys.iter().for_each(|key| state.leave(key, |entry| entry.in_flight -= 1));
+    }
+}
+
+/// A place in the line in front of one counter.
+pub struct Place {
+    line: Line,
+    key: Key,
+    turn: Arc<Notify>,
+}
+
+impl Place {
+    /// Waits to be called.
+    pub async fn turn(&self) {
+        self.turn.notified().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Called or not: somebody else may find room.
+        self.line.lock().leave(&self.key, |entry| entry.waiting -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Key = Key([7; 32]);
+
+    fn join(line: &Line, place: Option<Place>) -> Next {
+        line.join(KEY, line.landed(), |_| true, place)
+    }
+
+    fn wait(line: &Line, place: Option<Place>) -> Place {
+        match join(line, place) {
+            Next::Wait(place) => place,
+            _ => panic!("there is somebody to wait for"),
+        }
+    }
+
+    #[test]
+    fn nobody_waits_when_nobody_is_in_flight() {
+        let line = Line::default();
+        assert!(matches!(join(&line, None), Next::Refuse));
+        assert!(line.is_empty());
+    }
+
+    #[test]
+    fn failures_that_are_certain_are_not_waited_for() {
+        let line = Line::default();
+        let _flying = line.enter(vec![KEY]);
+        assert!(matches!(line.join(KEY, line.landed(), |in_flight| in_flight > 1, None), Next::Refuse));
+    }
+
+    #[test]
+    fn what_was_seen_before_a_landing_is_not_final() {
+        let line = Line::default();
+        let seen = line.landed();
+        drop(line.enter(vec![KEY]));
+        assert!(matches!(line.join(KEY, seen, |_| true, None), Next::LookAgain));
+    }
+
+    #[test]
+    fn the_line_is_bounded_and_leaves_nothing_behind() {
+        let line = Line::default();
+        let flying = line.enter(vec![KEY]);
+        let places: Vec<Place> = (0..MOST_WAITING).map(|_| wait(&line, None)).collect();
+        assert!(matches!(join(&line, None), Next::Overloaded));
+        drop(places);
+        drop(flying);
+        assert!(line.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_landing_calls_one_and_whoever_leaves_calls_the_next() {
+        let line = Line::default();
+        let flying = line.enter(vec![KEY]);
+        let (first, second, gone) = (wait(&line, None), wait(&line, None), wait(&line, None));
+        drop(gone);
+        drop(flying);
+        first.turn().await;
+        drop(first);
+        second.turn().await;
+        drop(second);
+        assert!(line.is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_on_keeps_their_place() {
+        let line = Line::default();
+        let (one, two) = (line.enter(vec![KEY]), line.enter(vec![KEY]));
+        let place = wait(&line, None);
+        drop(one);
+        place.turn().await;
+        let place = wait(&line, Some(place));
+        drop(two);
+        place.turn().await;
+        assert!(matches!(line.join(KEY, line.landed(), |_| true, Some(place)), Next::Refuse));
+        assert!(line.is_empty());
+    }
+}
