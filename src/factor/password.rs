@@ -298,6 +298,7 @@ mod tests {
         let password = Password::typed("a good password".into());
         let hash = PasswordHash::of(&password, CHEAP, &Chance::seeded(1), &mut memory).expect("hashes");
         assert!(hash.as_str().starts_with("$argon2id$v=19$m=8,t=1,p=1$"));
+        assert_eq!(hash.parse().map(|parsed| (parsed.salt.len(), parsed.hash.len())), Some((16, 32)));
         assert!(hash.is_weaker_than(Cost { iterations: 2, ..CHEAP }) && !hash.is_weaker_than(CHEAP));
         for odd in ["", "$argon2i$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$aGFzaA", "$argon2id$v=19$m=8,t=1$x$y", "plain"] {
             assert!(!PasswordHash::stored(odd.into()).fits(&password, &mut memory), "{odd}");

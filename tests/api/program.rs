@@ -287,6 +287,9 @@ fn every_deed_of_the_command_line_is_in_the_audit_log() {
         let by_cli = events["events"].as_array().expect("a list").iter().any(|event| event["kind"] == kind && event["detail"].to_string().contains("cli"));
         assert!(by_cli, "no {kind} by the command line: {events}");
     }
+    // And its owner hears of each.
+    let letters = "('sessions_revoked', 'password_changed', 'account_disabled', 'account_enabled', 'role_changed')";
+    assert_eq!(count(&place, &format!("SELECT count(DISTINCT kind) FROM outbox WHERE recipient = 'ana@example.com' AND kind IN {letters}")), 5);
 }
 
 #[test]
