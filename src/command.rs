@@ -145,6 +145,8 @@ fn run(command: Command) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match command {
         Command::Serve => {
+            // What was read as text is not needed again, and may hold passwords.
+            drop(variables);
             log::start(config.log, config.log_format, To::Stdout);
             let served = runtime.block_on(run_server(config));
             // What still runs after the grace is left behind; its transactions are whole or not at all.

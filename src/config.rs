@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use lettre::message::Mailbox;
+use zeroize::Zeroizing;
 
 use crate::db;
 use crate::mail::Route;
@@ -192,9 +193,15 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The variables that count: `.env`, overridden by the environment.
-#[derive(Debug, Clone, Default)]
-pub struct Variables(BTreeMap<String, String>);
+/// The variables that count: `.env`, overridden by the environment. Their values may hold passwords.
+#[derive(Clone, Default)]
+pub struct Variables(BTreeMap<String, Zeroizing<String>>);
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 impl Variables {
     /// Reads `.env`, if there is one, and the environment over it.
@@ -211,7 +218,7 @@ impl Variables {
                     let wrong = |_| ConfigError(vec![format!(".env: cannot be read after {after}; allowed: lines of NAME=value, and comments after #")]);
                     let (name, value) = line.map_err(wrong)?;
                     after.clone_from(&name);
-                    all.insert(name, value);
+                    all.insert(name, Zeroizing::new(value));
                 }
             }
             Err(e) if e.not_found() => {}
@@ -219,7 +226,7 @@ impl Variables {
         }
         for setting in SETTINGS {
             match std::env::var(setting.name) {
-                Ok(value) => drop(all.insert(setting.name.into(), value)),
+                Ok(value) => drop(all.insert(setting.name.into(), value.into())),
                 Err(std::env::VarError::NotPresent) => {}
                 Err(std::env::VarError::NotUnicode(_)) => return Err(ConfigError(vec![format!("{}: is not UTF-8", setting.name)])),
             }
@@ -229,12 +236,12 @@ impl Variables {
 
     /// Makes a set for tests.
     pub fn of(pairs: &[(&str, &str)]) -> Self {
-        Variables(pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect())
+        Variables(pairs.iter().map(|(name, value)| ((*name).into(), Zeroizing::new((*value).into()))).collect())
     }
 
     /// What is set for a setting, if anything is.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.0.get(name).map(|value| value.as_str())
     }
 }
 
@@ -390,7 +397,7 @@ impl Reader<'_> {
             return None;
         }
         self.parse("MAIL_FILE", |path| {
-            let text = std::fs::read_to_string(path).map_err(|e| format!("\"{path}\" cannot be read: {e}"))?;
+            let text = Zeroizing::new(std::fs::read_to_string(path).map_err(|e| format!("\"{path}\" cannot be read: {e}"))?);
             mail(text.trim())
         })
     }
@@ -425,6 +432,18 @@ mod tests {
         assert_eq!(config.timeouts, Timeouts { idle: Some(Duration::from_secs(1800)), absolute: Duration::from_secs(86_400) });
         assert_eq!(config.trusted_proxies.len(), 2);
         assert!(config.warnings.is_empty());
+    }
+
+    /// OWASP's cheat sheet on storing passwords; ASVS appendix C.
+    #[test]
+    fn a_hash_costs_what_owasp_asks_for_and_less_is_a_warning() {
+        let config = read(&[]).expect("the defaults are right");
+        assert_eq!((config.argon2_memory_kib, config.argon2_iterations), (19_456, 2));
+        for (memory, iterations) in [("19455", "2"), ("19456", "1"), ("8", "1")] {
+            let weaker = read(&[("ARGON2_MEMORY_KIB", memory), ("ARGON2_ITERATIONS", iterations)]).expect("right");
+            assert!(weaker.warnings.iter().any(|warning| warning.starts_with("ARGON2_MEMORY_KIB")), "{memory} {iterations}");
+        }
+        assert!(read(&[("ARGON2_MEMORY_KIB", "47104"), ("ARGON2_ITERATIONS", "1")]).expect("right").warnings.is_empty());
     }
 
     #[test]
@@ -558,7 +577,7 @@ mod tests {
         let config = read(&[("MAIL", "smtp://post:p%40ss@mail.example.com")]).expect("right");
         let Route::Smtp(server) = &config.mail else { panic!("no server") };
         assert_eq!((server.port, server.tls_at_once, server.loopback), (587, false, false));
-        assert_eq!(server.login, Some(("post".into(), "p@ss".into())));
+        assert_eq!(server.login, Some(("post".into(), Zeroizing::new("p@ss".into()))));
         assert!(!format!("{config:?}").contains("p@ss"));
         assert!(!fault_of("MAIL", "smtp://post:hunter2@mail.example.com/x").expect("wrong").contains("hunter2"));
         let Route::Smtp(server) = read(&[("MAIL", "smtps://mail.example.com")]).expect("right").mail else { panic!("no server") };
@@ -585,11 +604,47 @@ mod tests {
     }
 
     #[test]
+    fn what_was_set_does_not_print() {
+        let shown = format!("{:?}", Variables::of(&[("MAIL", "smtp://post:hunter2@mail.example.com")]));
+        assert_eq!(shown, "{\"MAIL\"}");
+    }
+
+    #[test]
     fn secrets_are_not_echoed() {
         assert!(!fault_of("DATABASE_URL", "mysql://root:hunter2@db/x").expect("wrong").contains("hunter2"));
         assert!(!fault_of("DATABASE_URL", "postgres://root:hunter2@db/x?sslmode=maybe").expect("wrong").contains("hunter2"));
         let right = read(&[("DATABASE_URL", "postgres://root:hunter2@db/x")]).expect("right");
         assert!(!format!("{right:?}").contains("hunter2"));
+    }
+
+    /// Whoever copies a line from our pages must not run with a password that everybody knows. DB-02.
+    #[test]
+    fn the_passwords_of_our_examples_are_refused() {
+        for password in ["password", "secret", "PASSWORD", "p%61ssword"] {
+            for (name, value) in [
+                ("DATABASE_URL", format!("postgres://holdfast:{password}@db.example.com/holdfast")),
+                ("DATABASE_URL", format!("postgres://db.example.com/holdfast?user=holdfast&password={password}")),
+                ("MAIL", format!("smtp://holdfast:{password}@mail.example.com:587")),
+                ("MAIL", format!("smtps://holdfast:{password}@mail.example.com")),
+            ] {
+                let fault = fault_of(name, &value).unwrap_or_else(|| panic!("{name}={value} was accepted"));
+                assert_eq!(fault, format!("{name}: {}", crate::secret::EXAMPLE));
+            }
+        }
+        assert!(read(&[("MAIL", "smtp://secret:passwords@mail.example.com")]).is_ok());
+    }
+
+    #[test]
+    fn every_password_in_an_example_of_ours_is_refused() {
+        let mut pages = vec![include_str!("../README.md"), include_str!("../.env.example"), include_str!("command.rs")];
+        pages.extend(SETTINGS.iter().map(|setting| setting.about));
+        let logins = pages.iter().flat_map(|page| page.split("://").skip(1)).filter_map(|rest| {
+            let (login, _) = rest.split_once('@')?;
+            login.split_once(':').filter(|(user, password)| !format!("{user}{password}").contains([' ', '/', '\n', '`', '"']))
+        });
+        let passwords: Vec<&str> = logins.map(|(_, password)| password).collect();
+        assert!(passwords.len() >= 6, "{passwords:?}");
+        assert!(passwords.iter().all(|password| crate::secret::is_example(password.as_bytes())), "{passwords:?}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use axum::http::Extensions;
 use axum::http::request::Parts;
 use http_body_util::BodyExt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use zeroize::Zeroizing;
 
 use crate::app::App;
 use crate::config::Config;
@@ -84,7 +85,7 @@ impl Form {
     /// Takes a text that must be there.
     pub fn text(&mut self, field: &str) -> Option<String> {
         match self.fields.remove(field) {
-            Some(Value::Text(text)) => Some(text),
+            Some(Value::Text(mut text)) => Some(std::mem::take(&mut text)),
             Some(_) => self.refuse(field, "wrong_type", "This must be a string."),
             None => self.refuse(field, "missing", "This field is needed."),
         }
@@ -122,7 +123,8 @@ impl Form {
 
 /// What a field holds. Numbers and what is nested are told apart only as "not what we asked for".
 enum Value {
-    Text(String),
+    /// It may be a password: what nobody takes is wiped.
+    Text(Zeroizing<String>),
     /// A query parameter: a text that may stand for something else.
     Word(String),
     Bool(bool),
@@ -161,10 +163,10 @@ impl<'de> Visitor<'de> for Read {
         Ok(Value::Other)
     }
     fn visit_str<E>(self, text: &str) -> Result<Value, E> {
-        Ok(Value::Text(text.into()))
+        Ok(Value::Text(Zeroizing::new(text.into())))
     }
     fn visit_string<E>(self, text: String) -> Result<Value, E> {
-        Ok(Value::Text(text))
+        Ok(Value::Text(text.into()))
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         while items.next_element::<Value>()?.is_some() {}

@@ -16,6 +16,7 @@
 use std::time::Duration;
 
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use crate::account::email::Email;
 use crate::db::{Fault, FromRow, Row, Tx};
@@ -74,7 +75,7 @@ const MOST_TRIES: i64 = 5;
 
 /// Takes a token out of a form. One that cannot be any is as good as one that is unknown.
 pub fn take(form: &mut Form) -> Option<Option<Token>> {
-    form.text("token").map(|text| Token::read(&text))
+    form.text("token").map(|text| Token::read(&Zeroizing::new(text)))
 }
 
 /// A token's row.

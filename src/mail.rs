@@ -15,6 +15,7 @@ use lettre::message::{Body, Mailbox, Message, MultiPart, SinglePart};
 use lettre::transport::smtp::PoolConfig;
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::{AsyncSmtpTransport, AsyncTransport, Tokio1Executor};
+use zeroize::Zeroizing;
 
 use crate::clock::Timestamp;
 use crate::config::Config;
@@ -35,7 +36,7 @@ pub struct Letter {
     /// The same in HTML.
     pub html: String,
     /// What must not be logged: the secret of its link.
-    pub secret: Option<String>,
+    pub secret: Option<Zeroizing<String>>,
 }
 
 impl fmt::Debug for Letter {
@@ -67,7 +68,7 @@ pub struct Server {
     /// On this machine: TLS is not needed.
     pub loopback: bool,
     /// User and password.
-    pub login: Option<(String, String)>,
+    pub login: Option<(String, Zeroizing<String>)>,
 }
 
 impl fmt::Debug for Route {
@@ -202,7 +203,7 @@ fn smtp(server: &Server) -> Result<AsyncSmtpTransport<Tokio1Executor>, lettre::t
     };
     let builder = builder.port(*port).timeout(Some(CONNECT)).pool_config(PoolConfig::new().max_size(CONNECTIONS));
     Ok(match login {
-        Some((user, password)) => builder.credentials(Credentials::new(user.clone(), password.clone())).build(),
+        Some((user, password)) => builder.credentials(Credentials::new(user.clone(), password.to_string())).build(),
         None => builder.build(),
     })
 }

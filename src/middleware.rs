@@ -524,6 +524,17 @@ mod tests {
         is_json(&headers)
     }
 
+    /// ASVS 16.5.4.
+    #[tokio::test]
+    async fn a_panic_costs_its_own_request_only_and_tells_nothing() {
+        let panics = std::future::poll_fn(|_| -> Poll<Response> { panic!("a detail for the log alone") });
+        let response = in_our_words(panics, &RequestId::new(b"find-me")).await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        let told = String::from_utf8_lossy(&body);
+        assert!(told.contains("find-me") && !told.contains("detail for the log"), "{told}");
+    }
+
     /// CSRF-01.
     #[test]
     fn only_json_is_json() {

@@ -9,6 +9,7 @@ use std::fmt;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::chance::Chance;
 
@@ -35,9 +36,9 @@ impl Token {
         (length == token.0.len()).then_some(token)
     }
 
-    /// Writes it for a cookie. The only way out.
-    pub fn reveal(&self) -> String {
-        URL_SAFE_NO_PAD.encode(self.0)
+    /// Writes it for a cookie or a link. The only way out.
+    pub fn reveal(&self) -> Zeroizing<String> {
+        Zeroizing::new(URL_SAFE_NO_PAD.encode(self.0))
     }
 
     /// What is stored and looked up.
@@ -48,7 +49,7 @@ impl Token {
 
 impl Drop for Token {
     fn drop(&mut self) {
-        zeroize::Zeroize::zeroize(&mut self.0);
+        self.0.zeroize();
     }
 }
 
@@ -68,6 +69,17 @@ impl fmt::Debug for TokenHash {
     }
 }
 
+/// The passwords that stand in the examples of our pages, and so in nobody's settings: everybody knows them.
+const EXAMPLES: [&[u8]; 2] = [b"password", b"secret"];
+
+/// What is wrong with a setting whose password was copied from an example.
+pub const EXAMPLE: &str = "has the password of an example of ours, which everybody knows; allowed: one of its own";
+
+/// Whether a password of the settings was copied from an example.
+pub fn is_example(password: &[u8]) -> bool {
+    EXAMPLES.iter().any(|example| password.eq_ignore_ascii_case(example))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,7 +94,7 @@ mod tests {
     /// COOK-04: other spellings of a token are not the token.
     #[test]
     fn no_other_spelling_is_read() {
-        let written = Token::mint(&Chance::seeded(2)).reveal();
+        let written = Token::mint(&Chance::seeded(2)).reveal().to_string();
         let cut = &written[..42];
         // The last character carries two bits that must be zero.
         let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -90,6 +102,22 @@ mod tests {
         assert_eq!(readable, 16);
         for odd in [cut.to_string(), format!("{written}="), format!("{written}A"), format!(" {written}"), format!("\"{written}\"")] {
             assert!(Token::read(&odd).is_none());
+        }
+    }
+
+    /// Drawn at once on several threads, no two are the same, and no bit of them leans to one side.
+    #[test]
+    fn tokens_are_alike_in_nothing() {
+        const EACH: usize = 5_000;
+        let drawn = std::thread::scope(|threads| {
+            let all: Vec<_> = (0..4).map(|_| threads.spawn(|| (0..EACH).map(|_| Token::mint(&Chance::System).0).collect::<Vec<_>>())).collect();
+            all.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
+        });
+        assert_eq!(drawn.iter().collect::<std::collections::HashSet<_>>().len(), 4 * EACH);
+        for bit in 0..256 {
+            let ones = drawn.iter().filter(|token| token[bit / 8] >> (bit % 8) & 1 == 1).count();
+            // Ten standard deviations: once in 10^22 runs.
+            assert!(ones.abs_diff(2 * EACH) < 707, "bit {bit} is set in {ones} of {}", 4 * EACH);
         }
     }
 

@@ -242,9 +242,9 @@ fn blocks_of(body: &str, link: Option<&str>) -> Vec<Block> {
 
 /// Where a token leads: to our own page, or to the application's. The token is the last thing in it.
 pub fn link(config: &Config, purpose: Purpose, token: &Token) -> String {
-    let own = |page: &str| format!("{}{}/security/{page}/{}", config.public_url.origin, config.base_path, token.reveal());
+    let own = |page: &str| format!("{}{}/security/{page}/{}", config.public_url.origin, config.base_path, *token.reveal());
     let at = |application: &Option<String>, page| match application {
-        Some(url) => format!("{url}{}", token.reveal()),
+        Some(url) => format!("{url}{}", *token.reveal()),
         None => own(page),
     };
     match purpose {

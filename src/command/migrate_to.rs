@@ -1,6 +1,7 @@
 //! `holdfast migrate-to postgres://…`: for people who grow.
 
 use indicatif::{ProgressBar, ProgressStyle};
+use zeroize::Zeroizing;
 
 use super::Failure;
 use super::table::print;
@@ -13,10 +14,10 @@ pub(super) async fn migrate_to(config: &Config, url: &str) -> Result<(), Failure
     let Url::Sqlite(from) = &config.database_url else {
         return Err(Failure::Usage("DATABASE_URL: is no SQLite database; migrate-to carries one of those over to Postgres".into()));
     };
-    let typed = match url {
+    let typed = Zeroizing::new(match url {
         "-" => std::io::read_to_string(std::io::stdin())?,
         given => given.into(),
-    };
+    });
     let to = db::Server::parse(typed.trim()).map_err(|wrong| Failure::Usage(format!("the target {wrong}")))?;
     to.warning().iter().for_each(|warning| eprintln!("warning: {warning}"));
     let bar = quiet(ProgressBar::new(0));

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Read};
 use std::net::{IpAddr, Ipv4Addr};
 
 use clap::{Args, Subcommand};
+use zeroize::Zeroizing;
 
 use super::table::{print, print_json, say};
 use super::{Failure, Who, find};
@@ -196,25 +197,28 @@ fn known_role(app: &App, role: Option<String>) -> Result<String, Failure> {
 
 /// Reads a new password, judges it by the same rules as the API, and hashes it.
 async fn new_password(app: &App, source: &PasswordSource, email: Option<&Email>) -> Result<PasswordHash, Failure> {
-    let password = Password::typed(typed(source)?);
+    let password = Password::typed(std::mem::take(&mut *typed(source)?));
     if let Some((_, message)) = password.weakness(app.config.password_min_length, email) {
         return Err(Failure::Failed(format!("password: {message}")));
     }
     Ok(app.hasher.hash(IpAddr::V4(Ipv4Addr::LOCALHOST), password, app.db.chance()).await?)
 }
 
-fn typed(source: &PasswordSource) -> Result<String, Failure> {
+fn typed(source: &PasswordSource) -> Result<Zeroizing<String>, Failure> {
     if !source.password_stdin {
         if !std::io::stdin().is_terminal() {
             return Err(Failure::Usage("there is no terminal to ask for the password; use --password-stdin".into()));
         }
-        let password = rpassword::prompt_password("Password: ")?;
-        let again = rpassword::prompt_password("Once more: ")?;
+        let password = Zeroizing::new(rpassword::prompt_password("Password: ")?);
+        let again = Zeroizing::new(rpassword::prompt_password("Once more: ")?);
         return if password == again { Ok(password) } else { Err(Failure::Failed("the two passwords differ".into())) };
     }
-    let mut text = String::new();
-    // More than any password: the rules will refuse it, and the memory is bounded.
-    std::io::stdin().take(64 * 1024).read_to_string(&mut text).map_err(|_| Failure::Failed("password: standard input is not UTF-8".into()))?;
+    // More than any password: the rules will refuse it, and the memory is bounded. A buffer that grew would leave copies behind.
+    const MOST: usize = 64 * 1024;
+    let mut text = Zeroizing::new(String::with_capacity(2 * MOST));
+    std::io::stdin().take(MOST as u64).read_to_string(&mut text).map_err(|_| Failure::Failed("password: standard input is not UTF-8".into()))?;
     let without_break = text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text));
-    Ok(without_break.unwrap_or(&text).to_string())
+    let length = without_break.unwrap_or(&text).len();
+    text.truncate(length);
+    Ok(text)
 }

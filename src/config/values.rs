@@ -9,10 +9,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use lettre::message::Mailbox;
 use percent_encoding::percent_decode_str;
+use zeroize::Zeroizing;
 
 use super::{LogFormat, PublicUrl, Rate, SignUpMode, Timeouts};
 use crate::db;
 use crate::mail::{Route, Server};
+use crate::secret::{EXAMPLE, is_example};
 
 pub(super) fn listen_addr(text: &str) -> Result<String, String> {
     let wrong = || format!("\"{text}\" is no address; allowed: host:port, such as localhost:8300, 0.0.0.0:8300 or [::]:8300");
@@ -301,8 +303,11 @@ pub(super) fn mail(text: &str) -> Result<Option<Route>, String> {
     let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(|text| text.into_owned()).map_err(|_| wrong());
     let login = match (url.username(), url.password()) {
         ("", None) => None,
-        (user, password) => Some((decoded(user)?, decoded(password.unwrap_or(""))?)),
+        (user, password) => Some((decoded(user)?, Zeroizing::new(decoded(password.unwrap_or(""))?))),
     };
+    if login.as_ref().is_some_and(|(_, password)| is_example(password.as_bytes())) {
+        return Err(EXAMPLE.into());
+    }
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     let port = url.port().unwrap_or(if tls_at_once { 465 } else { 587 });

@@ -39,8 +39,7 @@ pub type Weakness = (&'static str, String);
 impl Password {
     /// Takes what was typed, whatever it is: at sign-in a password that could never be one is just a wrong one.
     pub fn typed(text: String) -> Self {
-        let text = Zeroizing::new(text);
-        Password(Zeroizing::new(text.nfc().collect()))
+        Password(composed(&Zeroizing::new(text)))
     }
 
     /// Takes a field of a form as it was typed.
@@ -66,7 +65,7 @@ impl Password {
         if length > MAX_CHARS {
             return Some(("too_long", format!("Use at most {MAX_CHARS} characters.")));
         }
-        let folded = Zeroizing::new(self.0.to_lowercase().nfc().collect::<String>());
+        let folded = composed(&Zeroizing::new(self.0.to_lowercase()));
         if is_common(&folded) {
             return Some(("too_common", "This password is among those that are guessed first. Choose another.".into()));
         }
@@ -76,6 +75,16 @@ impl Password {
         None
     }
 }
+
+/// The NFC form of a secret, in a buffer that never grows: growing would leave a copy behind that nobody wipes.
+fn composed(text: &str) -> Zeroizing<String> {
+    let mut composed = Zeroizing::new(String::with_capacity(NFC_GROWS * text.len()));
+    composed.extend(text.nfc());
+    composed
+}
+
+/// How many times as long as a text, in bytes, its NFC form can be. Unicode Standard Annex #15.
+const NFC_GROWS: usize = 3;
 
 /// The list is sorted by bytes: a binary search over lines needs no table in memory.
 fn is_common(folded: &str) -> bool {
@@ -273,11 +282,23 @@ mod tests {
     }
 
     #[test]
+    fn composing_a_password_never_moves_it() {
+        // All that lies beyond is private or unassigned, and stays as it is.
+        for c in '\0'..'\u{30000}' {
+            let text = c.to_string();
+            assert!(text.nfc().map(char::len_utf8).sum::<usize>() <= NFC_GROWS * text.len(), "{c:?}");
+        }
+        let longest = "\u{1d160}".repeat(64);
+        assert_eq!(composed(&longest).capacity(), NFC_GROWS * longest.len());
+    }
+
+    #[test]
     fn a_hash_is_argon2id_in_the_phc_format() {
         let mut memory = Memory::default();
         let password = Password::typed("a good password".into());
         let hash = PasswordHash::of(&password, CHEAP, &Chance::seeded(1), &mut memory).expect("hashes");
         assert!(hash.as_str().starts_with("$argon2id$v=19$m=8,t=1,p=1$"));
+        assert_eq!(hash.parse().map(|parsed| (parsed.salt.len(), parsed.hash.len())), Some((16, 32)));
         assert!(hash.is_weaker_than(Cost { iterations: 2, ..CHEAP }) && !hash.is_weaker_than(CHEAP));
         for odd in ["", "$argon2i$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$aGFzaA", "$argon2id$v=19$m=8,t=1$x$y", "plain"] {
             assert!(!PasswordHash::stored(odd.into()).fits(&password, &mut memory), "{odd}");

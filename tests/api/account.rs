@@ -303,9 +303,16 @@ async fn compatibility_forms_are_other_passwords() {
 #[tokio::test]
 async fn there_are_no_composition_rules() {
     let stage = Stage::new().await;
-    for (n, password) in ["qxvzkjwpfh", "        x", "4815162342108", "\u{43f}\u{430}\u{440}\u{43e}\u{43b}\u{44c}-\u{438}\u{437}-\u{441}\u{43b}\u{43e}\u{432}"]
-        .iter()
-        .enumerate()
+    let printable: String = (' '..='~').collect();
+    for (n, password) in [
+        printable.as_str(),
+        "qxvzkjwpfh",
+        "        x",
+        "4815162342108",
+        "\u{43f}\u{430}\u{440}\u{43e}\u{43b}\u{44c}-\u{438}\u{437}-\u{441}\u{43b}\u{43e}\u{432}",
+    ]
+    .iter()
+    .enumerate()
     {
         sign_up_as(&stage, &format!("n{n}@example.com"), password).await.is(201);
         log_in_as(&stage, &format!("n{n}@example.com"), password).await.is(200);
@@ -352,7 +359,8 @@ async fn every_character_of_a_password_counts() {
     let stage = Stage::new().await;
     let long = "x".repeat(99);
     sign_up_as(&stage, "long@example.com", &format!("{long}a")).await.is(201);
-    for wrong in [format!("{long}b"), long[..72].to_string(), long.clone(), format!("{long}aa")] {
+    let spellings = [format!("{long}A"), format!("{}a", long.to_uppercase()), format!("{long}a "), format!(" {long}a"), format!("{long}a\n")];
+    for wrong in [format!("{long}b"), long[..72].to_string(), long.clone(), format!("{long}aa")].into_iter().chain(spellings) {
         log_in_as(&stage, "long@example.com", &wrong).await.is_refused(401, "invalid_credentials");
     }
     log_in_as(&stage, "long@example.com", &format!("{long}a")).await.is(200);
@@ -386,6 +394,26 @@ async fn at_login_an_impossible_password_is_a_wrong_one() {
     stage.sign_up("ana").await;
     for impossible in ["", "x", "password", &"x".repeat(257), &"x".repeat(20_000), "\0"] {
         log_in_as(&stage, &email_of("ana"), impossible).await.is_refused(401, "invalid_credentials");
+    }
+}
+
+/// Nobody is made to choose another one because time has passed.
+#[tokio::test]
+async fn a_password_is_good_until_it_is_changed() {
+    let stage = Stage::new().await;
+    stage.sign_up("ana").await;
+    stage.clock.advance(730 * DAY);
+    log_in_as(&stage, &email_of("ana"), &password_of("ana")).await.is(200);
+}
+
+#[tokio::test]
+async fn a_new_server_has_no_account_to_sign_in_with() {
+    let stage = Stage::new().await;
+    assert_eq!(stage.count("SELECT count(*) FROM users"), 0);
+    for name in ["admin", "root", "holdfast", "test", "user"] {
+        for password in ["", "admin", "password", "holdfast", name] {
+            log_in_as(&stage, &email_of(name), password).await.is_refused(401, "invalid_credentials");
+        }
     }
 }
 

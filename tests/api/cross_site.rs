@@ -50,6 +50,9 @@ fn deeds(user: &str, session: &str, own_session: &str) -> Vec<Deed> {
         deed(Method::POST, "/logout".into(), None),
         deed(Method::PATCH, "/me".into(), Some(json!({"name": "Eve"}))),
         deed(Method::PUT, "/me/password".into(), Some(json!({"current_password": password_of("admin"), "new_password": "a password of Eve"}))),
+        deed(Method::PUT, "/me/email".into(), Some(json!({"email": "eve@example.com", "current_password": password_of("admin")}))),
+        deed(Method::POST, "/password/forgot".into(), Some(json!({"email": email_of("ben")}))),
+        deed(Method::POST, "/email/verification".into(), Some(json!({"email": email_of("ben")}))),
         deed(Method::DELETE, "/me/sessions".into(), None),
         deed(Method::DELETE, "/me/sessions?include_current=true".into(), None),
         deed(Method::DELETE, format!("/me/sessions/{own_session}"), None),
@@ -110,7 +113,7 @@ async fn another_site_changes_nothing_anywhere() {
 /// The same requests do something when they come from ourselves: the test above tests what it says.
 #[tokio::test]
 async fn every_one_of_these_requests_passes_from_our_own_origin() {
-    for n in 0..13 {
+    for n in 0..16 {
         let stage = with_a_friend().await;
         let (admin, deeds) = a_tempting_target(&stage).await;
         let deed = &deeds[n];

@@ -416,6 +416,26 @@ async fn no_other_spelling_of_an_admin_route_lets_a_plain_user_in() {
     ben.get("/me").await.is(200);
 }
 
+/// REDIR-01: there is no answer that sends a browser anywhere, so nobody can choose where.
+#[tokio::test]
+async fn no_route_sends_anybody_elsewhere() {
+    let stage = Stage::new().await;
+    stage.sign_up("ana").await;
+    for (name, path, _) in CONTRACT.into_iter().chain(PAGES.map(|(name, path)| (name, path, Nobody))) {
+        // Some of these end the session that asks.
+        for actor in [stage.anon(), stage.sign_in("ana").await] {
+            for target in ["//evil.test", "/%5cevil.test", "https:evil.test", "javascript:alert(1)"] {
+                let led = actor.clone().with_header("referer", "https://evil.test/").with_header("x-forwarded-proto", "http");
+                for query in [format!("return_to={target}"), format!("next={target}"), format!("RelayState={target}&callback=evil")] {
+                    let answer = bare(&led, name, &format!("{}?{query}", filled(path).replace("{token}", "nonsense"))).await;
+                    assert!(!answer.status.is_redirection() && answer.header("location").is_none(), "{name} {path}: {}", answer.status);
+                    assert!(answer.header("refresh").is_none() && !answer.text().contains("evil"), "{name} {path}");
+                }
+            }
+        }
+    }
+}
+
 /// CACHE-02: what looks like a file holds nothing personal.
 #[tokio::test]
 async fn a_route_that_looks_like_a_file_is_not_found_with_a_live_session() {

@@ -194,7 +194,7 @@ async fn links_lead_to_the_application_when_the_settings_say_so() {
     let ana = stage.sign_up("ana").await;
     ana.post("/password/forgot", json!({"email": email_of("ana")})).await.is(202);
     let letter = stage.letter(&email_of("ana"), "Confirm").await;
-    let token = letter.secret.clone().expect("a token");
+    let token = letter.secret.as_deref().expect("a token").to_string();
     assert!(letter.text.contains(&format!("http://app.localhost:5173/verify#t={token}\n")), "{}", letter.text);
     let letter = stage.letter(&email_of("ana"), "Choose").await;
     assert!(letter.text.contains("http://localhost:8300/app/reset/"), "{}", letter.text);

@@ -28,6 +28,7 @@ mod new_sign_in;
 mod outbox;
 mod password_reset;
 mod program;
+mod proof;
 mod races;
 mod requests;
 mod rotation;

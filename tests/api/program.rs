@@ -287,6 +287,9 @@ fn every_deed_of_the_command_line_is_in_the_audit_log() {
         let by_cli = events["events"].as_array().expect("a list").iter().any(|event| event["kind"] == kind && event["detail"].to_string().contains("cli"));
         assert!(by_cli, "no {kind} by the command line: {events}");
     }
+    // And its owner hears of each.
+    let letters = "('sessions_revoked', 'password_changed', 'account_disabled', 'account_enabled', 'role_changed')";
+    assert_eq!(count(&place, &format!("SELECT count(DISTINCT kind) FROM outbox WHERE recipient = 'ana@example.com' AND kind IN {letters}")), 5);
 }
 
 #[test]
@@ -512,6 +515,27 @@ fn secrets_in_settings_are_not_echoed() {
     fs::write(place.path(".env"), "LOG=info\nhunter2 was here\n").expect("writes");
     let lines = faults(&place);
     assert!(lines.len() == 1 && lines[0].contains(".env") && !lines[0].contains("hunter2"), "{lines:?}");
+}
+
+/// DB-02: what stands in an example is no secret.
+#[test]
+fn the_password_of_an_example_stops_the_start_and_is_not_echoed() {
+    for (name, value) in [
+        ("DATABASE_URL", "postgres://holdfast:secret@db.example.com/holdfast"),
+        ("DATABASE_URL", "postgres://user:password@127.0.0.1:1/database"),
+        ("MAIL", "smtp://user:password@127.0.0.1:1"),
+        ("MAIL_FILE", "mail-secret"),
+    ] {
+        let mut place = Place::bare();
+        fs::write(place.path("mail-secret"), "smtp://post:secret@127.0.0.1:1\n").expect("writes");
+        place.set(name, value);
+        let lines = faults(&place);
+        assert!(lines.len() == 1 && lines[0].contains(&format!("{name}: ")), "{lines:?}");
+        assert!(["secret", ":password"].iter().all(|password| !lines[0].replace("mail-secret", "").contains(password)), "{lines:?}");
+    }
+    let place = Place::bare();
+    let refused = place.run(&["migrate-to", "postgres://holdfast:secret@db.example.com/holdfast"]).exits_with_one_line(2).stderr;
+    assert!(refused.contains("example") && !refused.contains("secret"), "{refused}");
 }
 
 #[test]
@@ -1001,6 +1025,64 @@ fn a_forwarded_address_from_a_stranger_does_not_count_and_is_warned_of_once() {
     let log = server.stop();
     let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains("X-Forwarded-For")).count();
     assert_eq!(warnings, 1, "{log}");
+}
+
+/// The first line about `route` with this status, as JSON.
+fn line_about(log: &str, route: &str, status: u64) -> Value {
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}")));
+    let mut about = lines.filter(|line| line["route"] == route && line["status"] == status);
+    about.next().unwrap_or_else(|| panic!("nothing about {route} {status}:\n{log}"))
+}
+
+#[test]
+fn refusals_and_faults_are_logged_with_who_asked_for_what_and_why_not() {
+    let place = Place::with(&[("LOG_FORMAT", "json")]);
+    let server = place.start();
+    let mut ana = server.sign_up("ana@example.com");
+    let me = ana.get("/me").is(200).json();
+    let forbidden = ana.get("/admin/users").is_refused(403, "forbidden");
+    server.browser().with("Origin", "https://evil.test").poke("/logout").is_refused(403, "cross_site_request");
+    ana.put("/me/password", json!({"current_password": "a wrong password", "new_password": "another good password"})).is_refused(403, "invalid_credentials");
+    let copy = ana.token();
+    ana.poke("/logout").is(204);
+    server.browser().holding(&copy).get("/check").is_refused(401, "session_logged_out");
+    place.sql().execute_batch("ALTER TABLE events RENAME TO events_elsewhere").expect("the statement runs");
+    let broken = server.browser().log_in("ana@example.com", PASSWORD).is_refused(500, "internal");
+
+    let log = server.stop();
+    let line = line_about(&log, "/admin/users", 403);
+    assert!(line["timestamp"].as_str().is_some_and(|at| at.ends_with('Z')), "{line}");
+    assert_eq!((&line["code"], &line["method"], line["request_id"].as_str()), (&json!("forbidden"), &json!("GET"), forbidden.header("x-request-id")));
+    assert_eq!((&line["user"], &line["session"]), (&me["user"]["id"], &me["session"]["id"]));
+    assert_eq!(line_about(&log, "-", 403)["code"], "cross_site_request");
+    assert_eq!(line_about(&log, "/me/password", 403)["code"], "invalid_credentials");
+    assert_eq!(line_about(&log, "/check", 401)["code"], "session_logged_out");
+    let fault = line_about(&log, "/login", 500);
+    assert_eq!((&fault["level"], fault["request_id"].as_str()), (&json!("ERROR"), broken.header("x-request-id")));
+    assert!(fault["cause"].as_str().is_some_and(|cause| cause.contains("events")), "{fault}");
+    assert!(!String::from_utf8_lossy(&broken.body).contains("events"));
+}
+
+/// Whoever writes lines of their own into a log could lay a false trail, or end an operator's terminal.
+#[test]
+fn nothing_that_a_client_chose_makes_a_line_of_its_own_in_the_log() {
+    for format in ["text", "json"] {
+        let place = Place::with(&[("LOG", "debug"), ("LOG_FORMAT", format)]);
+        let server = place.start();
+        let canary = "\" level=ERROR event=\"account_disabled canary";
+        let mut eve = server.browser().with("User-Agent", canary).with("X-Forwarded-For", "203.0.113.7, canary").with("X-Request-Id", canary);
+        eve.post("/signup", json!({"email": "ana@example.com", "password": PASSWORD, "name": "canary\u{2028}{}[31m"})).is(201);
+        eve.post("/signup", json!({"email": "canary\r\nWARN canary@example.com", "password": PASSWORD})).is(422);
+        eve.post("/login", json!({"email": "canary@example.com", "password": "canary canary"})).is(401);
+        eve.get("/canary%0aWARN%20canary?canary=%0acanary").is(404);
+        for line in ["GET /\x1b[31mcanary HTTP/1.1\r\nHost: x\r\n\r\n", "GET / HTTP/1.1\r\nHost: x\r\nCanary: \x1b[31m\r\n\r\n"] {
+            let mut wire = server.wire();
+            wire.send(line).expect("it is sent");
+            let _ = wire.reply();
+        }
+        let log = server.stop();
+        assert!(log.contains("signed_up") && !log.contains("canary") && !log.contains('\u{1b}'), "{log}");
+    }
 }
 
 #[test]

@@ -199,11 +199,13 @@ async fn the_pages_carry_a_strict_policy_and_no_script() {
         let answer = stage.anon().get(&format!("/auth/security/{page}/{}", "A".repeat(43))).await;
         let policy = answer.header("content-security-policy").expect("a policy");
         assert!(
-            policy.starts_with("default-src 'none'; style-src 'sha256-") && policy.contains("form-action 'self'") && policy.contains("frame-ancestors 'none'"),
+            policy.starts_with("default-src 'none'; style-src 'sha256-")
+                && ["form-action 'self'", "base-uri 'none'", "frame-ancestors 'none'"].iter().all(|rule| policy.contains(rule)),
             "{policy}"
         );
         assert_eq!((answer.header("referrer-policy"), answer.header("cache-control")), (Some("strict-origin"), Some("no-store")));
         assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
+        assert_eq!((answer.header("x-content-type-options"), answer.header("cross-origin-opener-policy")), (Some("nosniff"), Some("same-origin")));
         let html = answer.text();
         assert!(!html.contains("<script") && !html.contains(" style=") && !html.contains("href="), "{html}");
         assert!(actions(&html).iter().all(|action| action.starts_with("/auth/security/")), "{html}");
@@ -212,6 +214,20 @@ async fn the_pages_carry_a_strict_policy_and_no_script() {
     let other = stage.anon().get("/auth/health/live").await;
     assert_eq!(other.header("referrer-policy"), Some("no-referrer"));
     assert_eq!(other.header("content-security-policy"), Some("default-src 'none'; frame-ancestors 'none'"));
+}
+
+/// A password is hidden from who looks over the shoulder, and known to the browser for what it is, so that password managers fill
+/// it in; nothing stands in the way of pasting.
+#[tokio::test]
+async fn password_fields_are_masked_and_open_to_password_managers() {
+    let stage = Stage::new().await;
+    for (page, purpose) in [("verify", "current-password"), ("reset", "new-password")] {
+        let html = stage.anon().get(&format!("/security/{page}/{}", "A".repeat(43))).await.is(200).text();
+        let fields: Vec<&str> = html.split("<input").skip(1).map(|rest| rest.split('>').next().expect("an end")).collect();
+        assert_eq!(fields.len(), 1, "{html}");
+        assert!(fields[0].contains("type=\"password\"") && fields[0].contains(&format!("autocomplete=\"{purpose}\"")), "{}", fields[0]);
+        assert!(!fields[0].contains("onpaste") && !fields[0].contains("readonly"), "{}", fields[0]);
+    }
 }
 
 /// CSRF-01: the forms are ours alone; and only the pages take forms.

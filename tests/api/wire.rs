@@ -601,6 +601,50 @@ fn http_2_is_served_to_whoever_begins_with_it() {
     server.is_well();
 }
 
+/// What says how a message is framed in HTTP/1 has no meaning in HTTP/2, and a line break in a value would have one in HTTP/1.
+#[test]
+fn http_2_takes_no_headers_of_connections_and_no_line_breaks() {
+    let place = Place::new();
+    let server = place.start();
+    let literal = |name: &[u8], value: &[u8]| -> Vec<u8> {
+        let short = |bytes: &[u8]| u8::try_from(bytes.len()).expect("short");
+        [&[0, short(name)][..], name, &[short(value)], value].concat()
+    };
+    let odd: [(&[u8], &[u8]); 6] = [
+        (b"transfer-encoding", b"chunked"),
+        (b"connection", b"keep-alive"),
+        (b"x-note", b"a\r\nx-holdfast-role: admin"),
+        (b"x-note", b"a\0b"),
+        (b"X-Note", b"upper case"),
+        (b"x note", b"a space"),
+    ];
+    for (name, value) in odd {
+        // :method GET and :scheme http from the static table; :path and :authority spelled out.
+        let mut block = vec![0x82, 0x86, 0x04, 12];
+        block.extend_from_slice(b"/health/live");
+        block.extend_from_slice(&[0x01, 9]);
+        block.extend_from_slice(b"localhost");
+        block.extend(literal(name, value));
+        let head = [0, 0, u8::try_from(block.len()).expect("short"), 1, 0x5, 0, 0, 0, 1];
+        let mut wire = server.wire();
+        wire.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").expect("it is sent");
+        wire.send([&head[..], &block].concat()).expect("it is sent");
+        // The answer is the end of the stream or of the connection, not a status.
+        let refused = loop {
+            let Ok(head) = wire.bytes(9) else { break true };
+            let size = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+            let Ok(payload) = wire.bytes(size) else { break true };
+            match head[3] {
+                1 => break payload.first() != Some(&0x88),
+                3 | 7 => break true,
+                _ => {}
+            }
+        };
+        assert!(refused, "{} was taken", String::from_utf8_lossy(name));
+    }
+    server.is_well();
+}
+
 // Clients that go away.
 
 #[test]

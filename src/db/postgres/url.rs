@@ -7,8 +7,10 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+use zeroize::Zeroizing;
 
 use super::{CONNECT, GREETING, LOCK, STATEMENT};
+use crate::secret::{EXAMPLE, is_example};
 
 /// A Postgres server, as `DATABASE_URL` names it.
 #[derive(Clone, PartialEq, Eq)]
@@ -49,7 +51,11 @@ impl Server {
                 _ => rest.push(pair),
             }
         }
-        let mut config: Config = format!("{place}?{}", rest.join("&")).parse().map_err(|_| wrong())?;
+        let bare = Zeroizing::new(format!("{place}?{}", rest.join("&")));
+        let mut config: Config = bare.parse().map_err(|_| wrong())?;
+        if config.get_password().is_some_and(is_example) {
+            return Err(EXAMPLE.into());
+        }
         let hosts = config.get_hosts();
         if hosts.is_empty() && config.get_hostaddrs().is_empty() {
             return Err(format!("names no host; allowed: {ALLOWED}"));
