@@ -25,9 +25,10 @@ pub struct Cluster {
 
 const SHELL: &str = r#"
 bin=$1 folder=$2
+shift 2
 start() {
     "$bin/postgres" -D "$folder/data" -c listen_addresses= -c unix_socket_directories="$folder" -c max_connections=300 \
-        -c shared_buffers=64MB -c fsync=off -c full_page_writes=off -c autovacuum=off >>"$folder/log" 2>&1 &
+        -c shared_buffers=64MB -c fsync=off -c full_page_writes=off -c autovacuum=off "$@" >>"$folder/log" 2>&1 &
     pid=$!
     until "$bin/pg_isready" -q -h "$folder"; do
         kill -0 $pid 2>/dev/null || { cat "$folder/log" >&2; exit 1; }
@@ -41,10 +42,10 @@ stop() {
 }
 cd "$folder" || exit 1
 "$bin/initdb" -D "$folder/data" -U holdfast -A trust -E UTF8 --locale=C.UTF-8 -N >>"$folder/log" 2>&1 || { cat "$folder/log" >&2; exit 1; }
-start
+start "$@"
 while read -r order; do
     case $order in
-        start) start ;;
+        start) start "$@" ;;
         stop) stop INT ;;
         crash) stop QUIT ;;
     esac
@@ -56,11 +57,16 @@ rm -rf "$folder"
 impl Cluster {
     /// Starts a server of PostgreSQL's own programs, if the machine has them.
     pub fn start() -> Option<Cluster> {
+        Cluster::start_with(&[])
+    }
+
+    /// The same with these settings of its own (`name=value`), which win.
+    pub fn start_with(settings: &[&str]) -> Option<Cluster> {
         let bin = programs()?;
         // Short: the name of a socket has at most 107 bytes.
         let folder = tempfile::Builder::new().prefix("hf-pg-").tempdir_in("/tmp").expect("a temporary folder").keep();
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", SHELL, "sh"]).arg(bin).arg(&folder).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["-c", SHELL, "sh"]).arg(bin).arg(&folder).args(settings.iter().flat_map(|setting| ["-c", setting])).stdin(Stdio::piped()).stdout(Stdio::piped());
         // Not in our group: an interrupt at the terminal is for us, and then the shell sees the end of its input.
         command.process_group(0);
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).expect("a mode");
@@ -137,7 +143,7 @@ pub fn none_found() -> ! {
 }
 
 /// Where PostgreSQL's programs are: the newest of Debian's, or beside `postgres` on the path.
-fn programs() -> Option<PathBuf> {
+pub fn programs() -> Option<PathBuf> {
     let has_all = |bin: &PathBuf| ["initdb", "postgres", "pg_isready"].iter().all(|name| bin.join(name).is_file());
     let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|version| version.path().join("bin"));
     let number = |bin: &PathBuf| bin.parent().and_then(Path::file_name).and_then(|name| name.to_str()?.parse::<u32>().ok());
