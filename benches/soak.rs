@@ -17,7 +17,7 @@ mod cluster;
 #[allow(dead_code)] // Made for the tests.
 #[path = "../tests/api/database.rs"]
 mod database;
-#[allow(dead_code)] // Made for the tests.
+#[allow(dead_code, clippy::wrong_self_convention)] // Made for the tests.
 #[path = "../tests/api/process.rs"]
 mod process;
 mod soaking;
@@ -146,7 +146,7 @@ impl Ground {
     fn log(&self) -> Log {
         match &self.cluster {
             None => Log::File(self.place.path("data/holdfast.db-wal")),
-            Some(cluster) => Log::Server(Hand::server(cluster.url())),
+            Some(cluster) => Log::Server(Box::new(Hand::server(cluster.url()))),
         }
     }
 
@@ -321,7 +321,11 @@ fn report(database: &str, time: Duration, instances: usize, book: &Book, courses
     book.counts.iter().for_each(|(what, count)| println!("- {what}: {count}"));
     book.longest.iter().for_each(|(what, time)| println!("- {what}, at most: {:.0} ms", time.as_secs_f64() * 1000.0));
     println!("- tokens that were ended, and tried again at the end: {}", book.dead.len());
-    println!("- {} kinds of events on record, exactly as often as acknowledged ({} requests were under way when the server was killed)", book.events.len(), book.unsure);
+    println!(
+        "- {} kinds of events on record, exactly as often as acknowledged ({} requests were under way when the server was killed)",
+        book.events.len(),
+        book.unsure
+    );
     println!("\n{}", if faults.is_empty() { "Nothing was lost, nothing grew." } else { "FAILED:" });
     faults.iter().take(30).for_each(|fault| println!("- {fault}"));
     if faults.len() > 30 {

@@ -261,7 +261,8 @@ impl Person {
             && !(reply.status == 401 && dead.may_hear(&reply.code(), town.retention))
         {
             let age = dead.since.elapsed();
-            self.book.fault(format!("{}: a token {} for {age:?}: {} {}", self.name, dead.code, reply.status, reply.code()));
+            let heard = format!("{} {}", reply.status, reply.code());
+            self.book.fault(format!("{}: a token that is dead for {age:?} ({}) hears {heard}", self.name, dead.code));
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ pub enum Log {
     /// SQLite's.
     File(PathBuf),
     /// Postgres's.
-    Server(Hand),
+    Server(Box<Hand>),
 }
 
 impl Log {
@@ -40,9 +40,9 @@ pub struct Course {
 }
 
 impl Course {
-    /// The resident memory of all instances: 8 MiB or a tenth, in a long run.
+    /// The resident memory of all instances.
     pub fn of_memory(is_long: bool) -> Self {
-        Course { what: "memory (RSS), MiB", unit: MIB, margin: if is_long { 8 * MIB } else { 48 * MIB }, limit: None, seen: Vec::new() }
+        Course { what: "memory (RSS), MiB", unit: MIB, margin: if is_long { 8 * MIB } else { 24 * MIB }, limit: None, seen: Vec::new() }
     }
 
     /// The write-ahead log. SQLite's is cut when it is over 64 MiB; Postgres's server cuts its own as it is told to.

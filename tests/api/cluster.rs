@@ -66,7 +66,13 @@ impl Cluster {
         // Short: the name of a socket has at most 107 bytes.
         let folder = tempfile::Builder::new().prefix("hf-pg-").tempdir_in("/tmp").expect("a temporary folder").keep();
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", SHELL, "sh"]).arg(bin).arg(&folder).args(settings.iter().flat_map(|setting| ["-c", setting])).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .args(["-c", SHELL, "sh"])
+            .arg(bin)
+            .arg(&folder)
+            .args(settings.iter().flat_map(|setting| ["-c", setting]))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         // Not in our group: an interrupt at the terminal is for us, and then the shell sees the end of its input.
         command.process_group(0);
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).expect("a mode");
