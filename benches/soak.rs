@@ -321,11 +321,8 @@ fn report(database: &str, time: Duration, instances: usize, book: &Book, courses
     book.counts.iter().for_each(|(what, count)| println!("- {what}: {count}"));
     book.longest.iter().for_each(|(what, time)| println!("- {what}, at most: {:.0} ms", time.as_secs_f64() * 1000.0));
     println!("- tokens that were ended, and tried again at the end: {}", book.dead.len());
-    println!(
-        "- {} kinds of events on record, exactly as often as acknowledged ({} requests were under way when the server was killed)",
-        book.events.len(),
-        book.unsure
-    );
+    println!("- kinds of events that were counted against what was acknowledged: {}", book.events.len());
+    println!("- requests that were under way when the server was killed: {}", book.unsure);
     println!("\n{}", if faults.is_empty() { "Nothing was lost, nothing grew." } else { "FAILED:" });
     faults.iter().take(30).for_each(|fault| println!("- {fault}"));
     if faults.len() > 30 {

@@ -74,7 +74,10 @@ impl Flood {
             10 => garbage("POST /signup HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 10000000\r\n\r\n".into(), &[413]),
             11 => garbage(format!("DELETE /me/sessions HTTP/1.1\r\nHost: localhost\r\nOrigin: https://{one}.example\r\nContent-Length: 0\r\n\r\n"), &[403]),
             12 => garbage("PUT /check HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".into(), &[405]),
-            13 => garbage(with_body("POST /login", "application/json", &format!("{{\"email\": \"{one}@example.com\", \"password\": \"{other}\"}}")), &[401]),
+            13 => garbage(
+                with_body("POST /login", "application/json", &format!("{{\"email\": \"nobody.{one}@example.com\", \"password\": \"{other}\"}}")),
+                &[401],
+            ),
             14 => {
                 let mut bytes = vec![0; 200];
                 self.chance.fill_bytes(&mut bytes);
