@@ -80,27 +80,38 @@ fn while_the_primary_is_frozen_the_answer_is_503_and_when_it_goes_on_so_does_eve
     ana.get("/me").is(200);
 }
 
-#[test]
-fn a_primary_that_takes_no_writes_any_more_is_unavailable_and_no_fault_of_ours() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_primary_that_takes_no_writes_any_more_is_unavailable_and_no_fault_of_ours() {
     let cluster = cluster();
-    let place = place_on(cluster.url());
-    let server = place.start();
-    let token = server.sign_up("ana@example.com").token();
-    let hand = Hand::server(cluster.url());
+    let stage = Stage::on(Arc::new(Database::at(cluster.url())), &[]).await;
+    let ana = stage.sign_up("ana").await;
     let turn = |word: &str| {
-        hand.execute(&format!("ALTER SYSTEM SET default_transaction_read_only = {word}"));
-        hand.execute("SELECT pg_reload_conf()");
+        stage.execute(&format!("ALTER SYSTEM SET default_transaction_read_only = {word}"));
+        stage.execute("SELECT pg_reload_conf()");
     };
     turn("on");
-    is_not_ready(&server);
-    // What could still be read says yes or nothing at all; what must be written says 503.
-    for _ in 0..20 {
-        is_not_now(log_in(&server));
-        let reply = check(&server, &token);
-        assert!(matches!(reply.status, 204 | 503), "{reply:?}");
+    // The connections that stand hear of it a little later than we do, and new ones are refused.
+    let mut heard = 200;
+    for _ in 0..10_000 {
+        heard = stage.anon().log_in("ana").await.status.as_u16();
+        if heard != 200 {
+            break;
+        }
     }
+    assert_eq!(heard, 503);
+    for _ in 0..20 {
+        let refused = stage.anon().log_in("ana").await.is_refused(503, "overloaded");
+        assert!(refused.headers.contains_key("retry-after"));
+        // What can still be read says yes, or nothing at all.
+        let status = ana.get("/check").await.status.as_u16();
+        assert!(matches!(status, 204 | 503), "{status}");
+    }
+    assert!(stage.app.db.tend().await.is_err() && !stage.app.db.is_usable());
     turn("off");
-    is_back(&server, &token);
+    assert!(soon(PATIENCE, || stage.count("SELECT count(*) FROM pg_settings WHERE name = 'default_transaction_read_only' AND setting = 'off'") == 1));
+    stage.app.db.tend().await.expect("it takes writes again");
+    ana.get("/check").await.is(204);
+    stage.sign_in("ana").await;
 }
 
 #[test]
@@ -146,9 +157,13 @@ async fn connections_that_went_dark_are_all_dropped_when_one_look_fails() {
     let stage = Stage::on(Arc::new(Database::at(&url)), &[]).await;
     let ana = stage.sign_up("ana").await;
     sign_in_at_once(&stage).await;
+    let ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'holdfast'";
+    let around = Database::at(cluster.url());
+    assert!(around.by_hand(|hand| hand.number(ours)) > 1);
     line.go_dark();
     assert!(stage.app.db.tend().await.is_err(), "the look finds nothing wrong");
-    // From here on nobody meets one of them: the first try of each is served.
+    // From here on nobody meets one of them, and waits for what does not come.
+    assert!(around.by_hand(|hand| soon(PATIENCE, || hand.number(ours) == 0)), "dark connections are kept");
     stage.app.db.tend().await.expect("the second look has a new connection");
     ana.get("/check").await.is(204);
     assert!(sign_in_at_once(&stage).await.iter().all(|status| *status == 200));
