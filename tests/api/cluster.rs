@@ -2,7 +2,7 @@
 //! in a temporary folder.
 //!
 //! A shell stands between: it starts the server, does what it reads, and when its input ends, however the tests came to
-//! their end, it stops the server and removes the folder.
+//! their end, it stops the server and removes the folder. Processes of the server are stopped by their ids.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 
 /// PostgreSQL refuses to run as root; this is who runs it then: nobody.
-const UNPRIVILEGED: u32 = 65_534;
+pub const UNPRIVILEGED: u32 = 65_534;
 
 /// One server, as long as this lives.
 pub struct Cluster {
@@ -21,13 +21,15 @@ pub struct Cluster {
     orders: Option<ChildStdin>,
     reports: BufReader<ChildStdout>,
     url: String,
+    folder: PathBuf,
 }
 
 const SHELL: &str = r#"
-bin=$1 folder=$2
+bin=$1 folder=$2 primary=$3
+shift 3
 start() {
     "$bin/postgres" -D "$folder/data" -c listen_addresses= -c unix_socket_directories="$folder" -c max_connections=300 \
-        -c shared_buffers=64MB -c fsync=off -c full_page_writes=off -c autovacuum=off >>"$folder/log" 2>&1 &
+        -c shared_buffers=64MB -c fsync=off -c full_page_writes=off -c autovacuum=off "$@" >>"$folder/log" 2>&1 &
     pid=$!
     until "$bin/pg_isready" -q -h "$folder"; do
         kill -0 $pid 2>/dev/null || { cat "$folder/log" >&2; exit 1; }
@@ -39,16 +41,26 @@ stop() {
     kill "-$1" $pid && wait $pid
     echo stopped
 }
+all() {
+    kill "-$1" $pid $(cat /proc/$pid/task/$pid/children)
+}
 cd "$folder" || exit 1
-"$bin/initdb" -D "$folder/data" -U holdfast -A trust -E UTF8 --locale=C.UTF-8 -N >>"$folder/log" 2>&1 || { cat "$folder/log" >&2; exit 1; }
-start
+if [ -z "$primary" ]; then
+    "$bin/initdb" -D "$folder/data" -U holdfast -A trust -E UTF8 --locale=C.UTF-8 -N
+else
+    "$bin/pg_basebackup" -D "$folder/data" -U holdfast -h "$primary" --checkpoint=fast --no-sync --write-recovery-conf
+fi >>"$folder/log" 2>&1 || { cat "$folder/log" >&2; exit 1; }
+start "$@"
 while read -r order; do
     case $order in
-        start) start ;;
+        start) start "$@" ;;
         stop) stop INT ;;
         crash) stop QUIT ;;
+        freeze) all STOP && echo frozen ;;
+        thaw) all CONT && echo thawed ;;
     esac
 done
+all CONT 2>/dev/null
 kill -QUIT $pid 2>/dev/null && wait $pid
 rm -rf "$folder"
 "#;
@@ -56,11 +68,28 @@ rm -rf "$folder"
 impl Cluster {
     /// Starts a server of PostgreSQL's own programs, if the machine has them.
     pub fn start() -> Option<Cluster> {
+        Cluster::start_with(&[])
+    }
+
+    /// The same with these settings of its own (`name=value`), which win.
+    pub fn start_with(settings: &[&str]) -> Option<Cluster> {
+        Cluster::of(settings, None)
+    }
+
+    /// Starts a standby of this one.
+    #[allow(dead_code)] // For `../api_postgres`.
+    pub fn standby(&self) -> Cluster {
+        Cluster::of(&[], Some(&self.folder)).unwrap_or_else(|| none_found())
+    }
+
+    fn of(settings: &[&str], primary: Option<&Path>) -> Option<Cluster> {
         let bin = programs()?;
         // Short: the name of a socket has at most 107 bytes.
         let folder = tempfile::Builder::new().prefix("hf-pg-").tempdir_in("/tmp").expect("a temporary folder").keep();
+        let port = settings.iter().find_map(|setting| setting.strip_prefix("port=")).unwrap_or("5432");
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", SHELL, "sh"]).arg(bin).arg(&folder).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["-c", SHELL, "sh"]).arg(bin).arg(&folder).arg(primary.unwrap_or(Path::new("")));
+        command.args(settings.iter().flat_map(|setting| ["-c", setting])).env("PGPORT", port).stdin(Stdio::piped()).stdout(Stdio::piped());
         // Not in our group: an interrupt at the terminal is for us, and then the shell sees the end of its input.
         command.process_group(0);
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).expect("a mode");
@@ -70,9 +99,16 @@ impl Cluster {
         }
         let mut shell = command.spawn().expect("a shell");
         let (orders, reports) = (shell.stdin.take(), BufReader::new(shell.stdout.take().expect("a pipe")));
-        let mut cluster = Cluster { shell, orders, reports, url: format!("postgres:///postgres?host={}&user=holdfast", folder.display()) };
+        let url = format!("postgres:///postgres?host={}&port={port}&user=holdfast", folder.display());
+        let mut cluster = Cluster { shell, orders, reports, url, folder };
         cluster.hears("started");
         Some(cluster)
+    }
+
+    /// The folder of its socket.
+    #[allow(dead_code)] // For `../api_postgres`.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Its address.
@@ -93,6 +129,18 @@ impl Cluster {
     /// Starts it again, and waits until it serves.
     pub fn begin(&mut self) {
         self.order("start", "started");
+    }
+
+    /// Freezes it, as a machine that hangs: connections stand, nothing is answered.
+    #[allow(dead_code)] // For `../api_postgres`.
+    pub fn freeze(&mut self) {
+        self.order("freeze", "frozen");
+    }
+
+    /// Lets it go on.
+    #[allow(dead_code)] // For `../api_postgres`.
+    pub fn thaw(&mut self) {
+        self.order("thaw", "thawed");
     }
 
     #[track_caller]
@@ -137,7 +185,7 @@ pub fn none_found() -> ! {
 }
 
 /// Where PostgreSQL's programs are: the newest of Debian's, or beside `postgres` on the path.
-fn programs() -> Option<PathBuf> {
+pub fn programs() -> Option<PathBuf> {
     let has_all = |bin: &PathBuf| ["initdb", "postgres", "pg_isready"].iter().all(|name| bin.join(name).is_file());
     let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|version| version.path().join("bin"));
     let number = |bin: &PathBuf| bin.parent().and_then(Path::file_name).and_then(|name| name.to_str()?.parse::<u32>().ok());

@@ -38,6 +38,12 @@ impl Database {
         Database { place, _folder: folder }
     }
 
+    /// The whole of a server that is the test's own.
+    #[allow(dead_code)] // For `../api_postgres`.
+    pub fn at(url: &str) -> Self {
+        Database { place: Place::Schema(url.into()), _folder: tempfile::tempdir().expect("a temporary folder") }
+    }
+
     /// What `DATABASE_URL` is to be.
     pub fn url(&self) -> String {
         match &self.place {

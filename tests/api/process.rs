@@ -348,6 +348,13 @@ impl Server {
         line.split_whitespace().nth(1)?.parse().ok()
     }
 
+    /// How many files and connections it has open, where the system tells.
+    #[allow(dead_code)] // For the soak.
+    pub fn open_files(&self) -> Option<u64> {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).ok()?;
+        u64::try_from(files.count()).ok()
+    }
+
     /// A new connection.
     pub fn wire(&self) -> Wire {
         Wire::open(self.address())

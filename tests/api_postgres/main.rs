@@ -1,7 +1,8 @@
 //! The contract, as sentences, once more: on Postgres. The files are those of `../api`; what they run on is told by the name
 //! of this program (`database.rs`).
 //!
-//! Beyond those: several instances on one database (`instances.rs`), and the way from a file to a server (`growing.rs`).
+//! Beyond those: several instances on one database (`instances.rs`), a database that is away, frozen, read-only or another
+//! one by now (`failover.rs`), the way to it (`tls.rs`), and the way from a file to a server (`growing.rs`).
 //!
 //! Left out is what tells of SQLite's file (`file.rs`), of the program around it (`program.rs`: the same code as here, and a
 //! file that is damaged, moved, foreign or on a full disk), and of sockets
@@ -21,8 +22,11 @@ mod process;
 #[path = "../api/stage.rs"]
 mod stage;
 
+mod failover;
 mod growing;
 mod instances;
+mod line;
+mod tls;
 
 #[path = "../api/account.rs"]
 mod account;
