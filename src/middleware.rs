@@ -151,12 +151,7 @@ impl Future for Answering {
         let response = match this.course.project() {
             CourseProjection::Routed { answer, span } => {
                 let _entered = span.enter();
-                match std::panic::catch_unwind(AssertUnwindSafe(|| answer.poll(cx))) {
-                    Ok(Poll::Pending) => return Poll::Pending,
-                    Ok(Poll::Ready(Ok(response))) => in_our_words(response, &this.asked.id),
-                    // A panic costs its own request only.
-                    Err(_) => broken(Some(Blame("a handler panicked".into())), None, &this.asked.id),
-                }
+                ready!(caught(|| answer.poll(cx), &this.asked.id))
             }
             CourseProjection::Answered { response } => response.take().unwrap_or_else(|| broken(None, None, &this.asked.id)),
         };
@@ -220,6 +215,14 @@ fn without_body(response: &mut Response) {
         _ => {}
     }
     *response.body_mut() = Body::empty();
+}
+
+/// Lets the routes answer. A panic costs its own request only.
+fn caught(poll: impl FnOnce() -> Poll<Result<Response, Infallible>>, id: &RequestId) -> Poll<Response> {
+    match std::panic::catch_unwind(AssertUnwindSafe(poll)) {
+        Ok(answer) => answer.map(|Ok(response)| in_our_words(response, id)),
+        Err(_) => Poll::Ready(broken(Some(Blame("a handler panicked".into())), None, id)),
+    }
 }
 
 /// Puts what the router and the runtime say into our words.
@@ -527,8 +530,8 @@ mod tests {
     /// ASVS 16.5.4.
     #[tokio::test]
     async fn a_panic_costs_its_own_request_only_and_tells_nothing() {
-        let panics = std::future::poll_fn(|_| -> Poll<Response> { panic!("a detail for the log alone") });
-        let response = in_our_words(panics, &RequestId::new(b"find-me")).await;
+        let answer = caught(|| panic!("a detail for the log alone"), &RequestId::new(b"find-me"));
+        let Poll::Ready(response) = answer else { panic!("still waiting") };
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let body = response.into_body().collect().await.expect("a body").to_bytes();
         let told = String::from_utf8_lossy(&body);
