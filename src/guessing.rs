@@ -301,14 +301,19 @@ pub struct Failed {
 impl Failed {
     /// Tells the user and the operator, once, that a limit was reached: by whichever failure finds it so first.
     pub fn tell(&self, tx: &mut Tx, scene: &Scene) -> Result<(), Fault> {
-        for stake in &self.filled {
-            let first = tx
-                .run("UPDATE guesses SET told = 1 WHERE counter = ?1 AND failures >= ?2 AND told = 0", (stake.key.0.as_slice(), i64::from(stake.rate.count)))?;
-            if first == 1 {
-                // A source is nobody's.
-                let user = self.user.filter(|_| stake.over != Over::Source);
-                record(tx, scene.clone().whose_if(user), Event::SignInThrottled { over: stake.over })?;
+        let mut reached = Vec::new();
+        for Stake { over, key, rate, .. } in &self.filled {
+            let sql = "UPDATE guesses SET told = 1 WHERE counter = ?1 AND failures >= ?2 AND told = 0";
+            if tx.run(sql, (key.0.as_slice(), i64::from(rate.count)))? == 1 {
+                reached.push(*over);
             }
+        }
+        // One cause is told once, whatever it has filled of the user's.
+        if let Some(over) = [Over::Account, Over::Device, Over::Sessions].into_iter().find(|over| reached.contains(over)) {
+            record(tx, scene.clone().whose_if(self.user), Event::SignInThrottled { over })?;
+        }
+        if reached.contains(&Over::Source) {
+            record(tx, scene.clone(), Event::SignInThrottled { over: Over::Source })?;
         }
         Ok(())
     }
@@ -386,16 +391,15 @@ fn count_all(tx: &mut Tx, stakes: &[Stake]) -> Result<Result<Vec<Counted>, Full>
 fn uncount_all(tx: &mut Tx, counted: &[Counted], proved_right: bool) -> Result<(), Fault> {
     let stakes: Vec<Stake> = counted.iter().map(|counted| counted.stake).collect();
     let counters = read(tx, &stakes)?;
-    let mut changed = Vec::new();
     for Counted { stake, trace, .. } in counted {
         let Some(counter) = counters.get(&stake.key) else { continue };
         let is_cleared = proved_right && stake.over == Over::Device;
         match counter.without(trace, stake.rate).filter(|_| !is_cleared) {
-            Some(left) => changed.push((*stake, left)),
+            Some(left) => write(tx, &[(*stake, left)])?,
             None => clear(tx, stake.key)?,
         }
     }
-    write(tx, &changed)
+    Ok(())
 }
 
 fn write(tx: &mut Tx, counters: &[(Stake, Counter)]) -> Result<(), Fault> {
@@ -420,8 +424,9 @@ fn clear(tx: &mut Tx, key: Key) -> Result<(), Fault> {
 
 /// Lets a user's browser begin anew, and their sessions as a whole: a letter has proved whose account it is.
 pub fn pardon(tx: &mut Tx, user: UserId, device: &TokenHash) -> Result<(), Fault> {
-    clear(tx, device_key(user, device))?;
-    clear(tx, sessions_key(user))
+    let mut keys = [device_key(user, device), sessions_key(user)];
+    keys.sort();
+    keys.into_iter().try_for_each(|key| clear(tx, key))
 }
 
 #[cfg(test)]

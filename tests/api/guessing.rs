@@ -655,6 +655,8 @@ async fn a_browser_that_guessed_too_often_while_signed_in_cannot_go_on_at_sign_i
     }
     waits(ana.change_password(WRONG, NEW).await, 30);
     waits(ana.log_in("ana").await, 30);
+    assert_eq!(stage.count(r#"SELECT count(*) FROM events WHERE kind = 'sign_in_throttled' AND detail = '{"over":"device"}'"#), 1);
+    assert_eq!(events(&stage, "sign_in_throttled"), 1, "one cause is told once");
     stage.anon().log_in("ana").await.is(200);
     // A letter proves whose account it is.
     ana.post("/password/reset", json!({"token": reset_token(&stage).await, "new_password": NEW})).await.is(204);
