@@ -190,6 +190,14 @@ struct Full {
     wait_ms: i64,
 }
 
+impl Full {
+    /// Waits for those in flight, if there is room without them.
+    fn line_up(self, line: &Line, landed: u64, place: Option<Place>) -> Result<Next, Refusal> {
+        let has_room_without = |in_flight| self.counter.failures - i64::try_from(in_flight).unwrap_or(0) < i64::from(self.stake.rate.count);
+        line.join(self.stake.key, landed, has_room_without, place).ok_or(Refusal::RateLimited(seconds(self.wait_ms)))
+    }
+}
+
 /// Lets a guess through, and counts it. `look` reads what the handler needs, and whose guess it is; it may be asked again.
 ///
 /// # Errors
@@ -209,16 +217,19 @@ where
             Ok((found, guess, full))
         });
         let (found, guess, full) = looked.await?;
-        let full = match full {
-            Some(full) => full,
-            None => match count(app, guess).await? {
+        let crowd = match (&full, &place) {
+            (None, None) => app.line.behind(guess.stakes.iter().filter(|stake| stake.stops).map(|stake| stake.key)),
+            _ => None,
+        };
+        let next = match (full, crowd) {
+            (Some(full), _) => full.line_up(&app.line, landed, place.take())?,
+            (None, Some(behind_the_others)) => behind_the_others,
+            (None, None) => match count(app, guess).await? {
                 Ok(attempt) => return Ok((found, attempt)),
-                Err(full) => full,
+                Err(full) => full.line_up(&app.line, landed, place.take())?,
             },
         };
-        let has_room_without = |in_flight| full.counter.failures - i64::try_from(in_flight).unwrap_or(0) < i64::from(full.stake.rate.count);
-        match app.line.join(full.stake.key, landed, has_room_without, place.take()) {
-            Next::Refuse => return Err(Refusal::RateLimited(seconds(full.wait_ms)).into()),
+        match next {
             Next::LookAgain if Instant::now() < patience => {}
             Next::LookAgain | Next::Overloaded => return Err(Refusal::Overloaded(COME_BACK).into()),
             Next::Wait(mine) => {
