@@ -190,6 +190,14 @@ struct Full {
     wait_ms: i64,
 }
 
+impl Full {
+    /// Waits for those in flight, if there is room without them.
+    fn line_up(self, line: &Line, landed: u64, place: Option<Place>) -> Result<Next, Refusal> {
+        let has_room_without = |in_flight| self.counter.failures - i64::try_from(in_flight).unwrap_or(0) < i64::from(self.stake.rate.count);
+        line.join(self.stake.key, landed, has_room_without, place).ok_or(Refusal::RateLimited(seconds(self.wait_ms)))
+    }
+}
+
 /// Lets a guess through, and counts it. `look` reads what the handler needs, and whose guess it is; it may be asked again.
 ///
 /// # Errors
@@ -209,16 +217,19 @@ where
             Ok((found, guess, full))
         });
         let (found, guess, full) = looked.await?;
-        let full = match full {
-            Some(full) => full,
-            None => match count(app, guess).await? {
+        let crowd = match (&full, &place) {
+            (None, None) => app.line.behind(guess.stakes.iter().filter(|stake| stake.stops).map(|stake| stake.key)),
+            _ => None,
+        };
+        let next = match (full, crowd) {
+            (Some(full), _) => full.line_up(&app.line, landed, place.take())?,
+            (None, Some(behind_the_others)) => behind_the_others,
+            (None, None) => match count(app, guess).await? {
                 Ok(attempt) => return Ok((found, attempt)),
-                Err(full) => full,
+                Err(full) => full.line_up(&app.line, landed, place.take())?,
             },
         };
-        let has_room_without = |in_flight| full.counter.failures - i64::try_from(in_flight).unwrap_or(0) < i64::from(full.stake.rate.count);
-        match app.line.join(full.stake.key, landed, has_room_without, place.take()) {
-            Next::Refuse => return Err(Refusal::RateLimited(seconds(full.wait_ms)).into()),
+        match next {
             Next::LookAgain if Instant::now() < patience => {}
             Next::LookAgain | Next::Overloaded => return Err(Refusal::Overloaded(COME_BACK).into()),
             Next::Wait(mine) => {
@@ -301,14 +312,19 @@ pub struct Failed {
 impl Failed {
     /// Tells the user and the operator, once, that a limit was reached: by whichever failure finds it so first.
     pub fn tell(&self, tx: &mut Tx, scene: &Scene) -> Result<(), Fault> {
-        for stake in &self.filled {
-            let first = tx
-                .run("UPDATE guesses SET told = 1 WHERE counter = ?1 AND failures >= ?2 AND told = 0", (stake.key.0.as_slice(), i64::from(stake.rate.count)))?;
-            if first == 1 {
-                // A source is nobody's.
-                let user = self.user.filter(|_| stake.over != Over::Source);
-                record(tx, scene.clone().whose_if(user), Event::SignInThrottled { over: stake.over })?;
+        let mut reached = Vec::new();
+        for Stake { over, key, rate, .. } in &self.filled {
+            let sql = "UPDATE guesses SET told = 1 WHERE counter = ?1 AND failures >= ?2 AND told = 0";
+            if tx.run(sql, (key.0.as_slice(), i64::from(rate.count)))? == 1 {
+                reached.push(*over);
             }
+        }
+        // One cause is told once, whatever it has filled of the user's.
+        if let Some(over) = [Over::Account, Over::Device, Over::Sessions].into_iter().find(|over| reached.contains(over)) {
+            record(tx, scene.clone().whose_if(self.user), Event::SignInThrottled { over })?;
+        }
+        if reached.contains(&Over::Source) {
+            record(tx, scene.clone(), Event::SignInThrottled { over: Over::Source })?;
         }
         Ok(())
     }
@@ -386,16 +402,15 @@ fn count_all(tx: &mut Tx, stakes: &[Stake]) -> Result<Result<Vec<Counted>, Full>
 fn uncount_all(tx: &mut Tx, counted: &[Counted], proved_right: bool) -> Result<(), Fault> {
     let stakes: Vec<Stake> = counted.iter().map(|counted| counted.stake).collect();
     let counters = read(tx, &stakes)?;
-    let mut changed = Vec::new();
     for Counted { stake, trace, .. } in counted {
         let Some(counter) = counters.get(&stake.key) else { continue };
         let is_cleared = proved_right && stake.over == Over::Device;
         match counter.without(trace, stake.rate).filter(|_| !is_cleared) {
-            Some(left) => changed.push((*stake, left)),
+            Some(left) => write(tx, &[(*stake, left)])?,
             None => clear(tx, stake.key)?,
         }
     }
-    write(tx, &changed)
+    Ok(())
 }
 
 fn write(tx: &mut Tx, counters: &[(Stake, Counter)]) -> Result<(), Fault> {
@@ -420,8 +435,9 @@ fn clear(tx: &mut Tx, key: Key) -> Result<(), Fault> {
 
 /// Lets a user's browser begin anew, and their sessions as a whole: a letter has proved whose account it is.
 pub fn pardon(tx: &mut Tx, user: UserId, device: &TokenHash) -> Result<(), Fault> {
-    clear(tx, device_key(user, device))?;
-    clear(tx, sessions_key(user))
+    let mut keys = [device_key(user, device), sessions_key(user)];
+    keys.sort();
+    keys.into_iter().try_for_each(|key| clear(tx, key))
 }
 
 #[cfg(test)]

@@ -42,8 +42,6 @@ pub enum Next {
     Wait(Place),
     /// Somebody has landed since the look: look again.
     LookAgain,
-    /// There are failures enough.
-    Refuse,
     /// The line is too long.
     Overloaded,
 }
@@ -68,31 +66,39 @@ impl Line {
         self.lock().landed
     }
 
-    /// What to do about a counter that was found full when so many had landed. `has_room_without` says whether it would have
-    /// room if so many attempts proved right. Whoever has a place in the line keeps it.
-    pub fn join(&self, key: Key, landed: u64, has_room_without: impl FnOnce(usize) -> bool, place: Option<Place>) -> Next {
+    /// What to do about a counter that was found full when so many had landed; `None`: it is full of failures, and nobody is to
+    /// be waited for. `has_room_without` says whether it would have room if so many attempts proved right. Whoever has a place in
+    /// the line keeps it.
+    pub fn join(&self, key: Key, landed: u64, has_room_without: impl FnOnce(usize) -> bool, place: Option<Place>) -> Option<Next> {
         // Dropped here, a place in another line passes its call on; under the lock it could not.
         let place = place.filter(|place| place.key == key);
         let mut state = self.lock();
         let in_flight = state.counters.get(&key).map_or(0, |entry| entry.in_flight);
         if in_flight == 0 || !has_room_without(in_flight) {
             // What was seen may be older than the last landing: only what is seen after it is final.
-            let next = if state.landed == landed { Next::Refuse } else { Next::LookAgain };
+            let is_final = state.landed == landed;
             drop(state);
-            return next;
+            return (!is_final).then_some(Next::LookAgain);
         }
-        let place = match place {
-            Some(place) => place,
-            None => {
-                let entry = state.counters.entry(key).or_default();
-                if entry.waiting >= MOST_WAITING {
-                    return Next::Overloaded;
-                }
-                entry.waiting += 1;
-                Place { line: self.clone(), key, turn: entry.turn.clone() }
-            }
-        };
-        Next::Wait(place)
+        Some(place.map_or_else(|| self.place(&mut state, key), Next::Wait))
+    }
+
+    /// The place of a newcomer: behind those who wait for one of these counters already, so that nobody is overtaken again and
+    /// again. `None`: nobody waits.
+    pub fn behind(&self, keys: impl IntoIterator<Item = Key>) -> Option<Next> {
+        let mut state = self.lock();
+        let is_crowded = |key: &Key| state.counters.get(key).is_some_and(|entry| entry.waiting > 0 && entry.in_flight > 0);
+        let key = keys.into_iter().find(is_crowded)?;
+        Some(self.place(&mut state, key))
+    }
+
+    fn place(&self, state: &mut State, key: Key) -> Next {
+        let entry = state.counters.entry(key).or_default();
+        if entry.waiting >= MOST_WAITING {
+            return Next::Overloaded;
+        }
+        entry.waiting += 1;
+        Next::Wait(Place { line: self.clone(), key, turn: entry.turn.clone() })
     }
 
     /// Nobody is in flight, and nobody waits.
@@ -155,13 +161,13 @@ mod tests {
 
     const KEY: Key = Key([7; 32]);
 
-    fn join(line: &Line, place: Option<Place>) -> Next {
+    fn join(line: &Line, place: Option<Place>) -> Option<Next> {
         line.join(KEY, line.landed(), |_| true, place)
     }
 
     fn wait(line: &Line, place: Option<Place>) -> Place {
         match join(line, place) {
-            Next::Wait(place) => place,
+            Some(Next::Wait(place)) => place,
             _ => panic!("there is somebody to wait for"),
         }
     }
@@ -169,7 +175,7 @@ mod tests {
     #[test]
     fn nobody_waits_when_nobody_is_in_flight() {
         let line = Line::default();
-        assert!(matches!(join(&line, None), Next::Refuse));
+        assert!(join(&line, None).is_none() && line.behind([KEY]).is_none());
         assert!(line.is_empty());
     }
 
@@ -177,7 +183,7 @@ mod tests {
     fn failures_that_are_certain_are_not_waited_for() {
         let line = Line::default();
         let _flying = line.enter(vec![KEY]);
-        assert!(matches!(line.join(KEY, line.landed(), |in_flight| in_flight > 1, None), Next::Refuse));
+        assert!(line.join(KEY, line.landed(), |in_flight| in_flight > 1, None).is_none());
     }
 
     #[test]
@@ -185,7 +191,7 @@ mod tests {
         let line = Line::default();
         let seen = line.landed();
         drop(line.enter(vec![KEY]));
-        assert!(matches!(line.join(KEY, seen, |_| true, None), Next::LookAgain));
+        assert!(matches!(line.join(KEY, seen, |_| true, None), Some(Next::LookAgain)));
     }
 
     #[test]
@@ -193,7 +199,7 @@ mod tests {
         let line = Line::default();
         let flying = line.enter(vec![KEY]);
         let places: Vec<Place> = (0..MOST_WAITING).map(|_| wait(&line, None)).collect();
-        assert!(matches!(join(&line, None), Next::Overloaded));
+        assert!(matches!(join(&line, None), Some(Next::Overloaded)) && matches!(line.behind([KEY]), Some(Next::Overloaded)));
         drop(places);
         drop(flying);
         assert!(line.is_empty());
@@ -213,6 +219,21 @@ mod tests {
         assert!(line.is_empty());
     }
 
+    #[test]
+    fn a_newcomer_overtakes_nobody() {
+        let line = Line::default();
+        let flying = line.enter(vec![KEY]);
+        assert!(line.behind([KEY]).is_none(), "nobody waits yet");
+        let place = wait(&line, None);
+        let other = Key([8; 32]);
+        assert!(matches!(line.behind([other, KEY]), Some(Next::Wait(_))) && line.behind([other]).is_none());
+        drop(flying);
+        // Whoever waits is being called; there is nobody left who could call a newcomer.
+        assert!(line.behind([KEY]).is_none());
+        drop(place);
+        assert!(line.is_empty());
+    }
+
     #[tokio::test]
     async fn whoever_waits_on_keeps_their_place() {
         let line = Line::default();
@@ -223,7 +244,7 @@ mod tests {
         let place = wait(&line, Some(place));
         drop(two);
         place.turn().await;
-        assert!(matches!(line.join(KEY, line.landed(), |_| true, Some(place)), Next::Refuse));
+        assert!(join(&line, Some(place)).is_none());
         assert!(line.is_empty());
     }
 }

@@ -258,6 +258,22 @@ async fn success_takes_back_its_own_count_and_no_other() {
     waits(guess(&stranger(&stage, 10)).await, 30);
 }
 
+/// WSTG-ATHN-03d.
+#[tokio::test]
+async fn signing_in_to_ones_own_account_between_guesses_resets_nothing() {
+    let stage = Stage::with(&[("GUESS_LIMIT_SOURCE", "15/15m")]).await;
+    stage.sign_up("ana").await;
+    let eve = stage.sign_up("eve").await.from_ip("192.0.2.66");
+    for n in 0..15 {
+        let email = if n < 10 { ANA.into() } else { format!("user{n}@example.com") };
+        try_password(&eve, &email, WRONG).await.is_refused(401, "invalid_credentials");
+        eve.log_in("eve").await.is(200);
+    }
+    waits(guess(&stranger(&stage, 1)).await, 30);
+    waits(try_password(&eve, "another@example.com", WRONG).await, 30);
+    eve.log_in("eve").await.is(200);
+}
+
 // ---- a browser of one's own
 
 /// LOCK-01: whoever guesses elsewhere locks nobody out.
@@ -655,6 +671,8 @@ async fn a_browser_that_guessed_too_often_while_signed_in_cannot_go_on_at_sign_i
     }
     waits(ana.change_password(WRONG, NEW).await, 30);
     waits(ana.log_in("ana").await, 30);
+    assert_eq!(stage.count(r#"SELECT count(*) FROM events WHERE kind = 'sign_in_throttled' AND detail = '{"over":"device"}'"#), 1);
+    assert_eq!(events(&stage, "sign_in_throttled"), 1, "one cause is told once");
     stage.anon().log_in("ana").await.is(200);
     // A letter proves whose account it is.
     ana.post("/password/reset", json!({"token": reset_token(&stage).await, "new_password": NEW})).await.is(204);

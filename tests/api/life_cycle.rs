@@ -21,15 +21,22 @@ use holdfast::clock::Timestamp;
 use holdfast::event::{By, Scene};
 use holdfast::id::UserId;
 
-use crate::stage::{Actor, Answer, Stage, email_of, password_of};
+use crate::stage::{Actor, Answer, NO_LIMITS, Stage, email_of, password_of};
 
 const SECOND: i64 = 1000;
 const MINUTE: i64 = 60 * SECOND;
 const HOUR: i64 = 60 * MINUTE;
 
 /// Short, so that a few steps of time cross them all.
-const SETTINGS: [(&str, &str); 5] =
-    [("IDLE_TIMEOUT", "10m"), ("ABSOLUTE_TIMEOUT", "1h"), ("REMEMBER_TIMEOUTS", "50m/3h"), ("ROLES", "user,staff,admin"), ("ROLE_TIMEOUTS", "staff=none/30m")];
+const SETTINGS: [(&str, &str); 7] = [
+    ("IDLE_TIMEOUT", "10m"),
+    ("ABSOLUTE_TIMEOUT", "1h"),
+    ("REMEMBER_TIMEOUTS", "50m/3h"),
+    ("ROLES", "user,staff,admin"),
+    ("ROLE_TIMEOUTS", "staff=none/30m"),
+    NO_LIMITS[0],
+    NO_LIMITS[1],
+];
 
 const BROWSERS: usize = 2;
 const NAME: &str = "ana";

@@ -42,7 +42,7 @@ pub const IPHONE: &str =
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.6 Mobile/15E148 Safari/604.1";
 
 /// For sentences that do the work of many to say something else.
-const NO_LIMITS: [(&str, &str); 4] =
+pub const NO_LIMITS: [(&str, &str); 4] =
     [("GUESS_LIMIT_ACCOUNT", "none"), ("GUESS_LIMIT_SOURCE", "none"), ("SIGNUP_LIMIT_SOURCE", "none"), ("LETTER_LIMIT_SOURCE", "none")];
 
 /// The password of an actor.
