@@ -1,5 +1,7 @@
 //! On the socket: crowds of connections, floods of requests and of frames, and requests that are too large.
 
+use std::io::ErrorKind;
+
 use serde_json::json;
 
 use crate::process::{PASSWORD, PATIENCE, Place, Reply, Server, Wire};
@@ -269,9 +271,13 @@ impl Http2 {
         self.wire.send(frame(kind, flags, stream, payload)).expect("it is sent");
     }
 
-    /// The next frame; `None` at the end.
+    /// The next frame; `None` at the end of the connection.
+    #[track_caller]
     fn next(&mut self) -> Option<Frame> {
-        let head = self.wire.bytes(9).ok()?;
+        let head = match self.wire.bytes(9) {
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => panic!("the connection is open, and silent"),
+            head => head.ok()?,
+        };
         let size = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
         Some(Frame { kind: head[3], flags: head[4], stream, payload: self.wire.bytes(size).ok()? })
