@@ -149,7 +149,7 @@ fn a_flood_of_sign_ins_leaves_the_check_alone() {
     let mut ana = server.sign_up("ana@example.com");
     let mut flood: Vec<Wire> = (0..400)
         .map(|n: u32| {
-            let email = if n % 2 == 0 { "ana@example.com".into() } else { format!("nobody{n}@example.com") };
+            let email = if n.is_multiple_of(2) { "ana@example.com".into() } else { format!("nobody{n}@example.com") };
             let body = json!({"email": email, "password": "wrong password"}).to_string();
             let mut wire = server.wire();
             wire.send(post("/login", &format!("X-Forwarded-For: 198.51.{}.{}\r\n", n / 200, n % 200), &body)).expect("it is sent");
