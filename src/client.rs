@@ -75,7 +75,7 @@ impl FromRequestParts<App> for Client {
         let ConnectInfo(Peer(peer)) = parts.extensions.get().ok_or(Refusal::MalformedRequest("The connection has no peer address."))?;
         let trusted = &app.config.trusted_proxies;
         if parts.headers.contains_key(FORWARDED_FOR) && !is_trusted(peer.ip(), trusted) && !app.told_of_untrusted_proxy.swap(true, Ordering::Relaxed) {
-            tracing::warn!(peer = %peer.ip(), "X-Forwarded-For from a peer that is not in TRUSTED_PROXIES is ignored; if that is your proxy, add it");
+            tracing::warn!(peer = %peer.ip(), "X-Forwarded-For from a peer that is not in TRUSTED_PROXIES is ignored; if that is your proxy, add it: until then all its clients are one source");
         }
         Ok(Client::of(peer.ip(), &parts.headers, trusted))
     }

@@ -74,7 +74,7 @@ fn body_of(operation: &mut Value) -> Option<String> {
 
 fn complete_operation(method: &str, operation: &mut Value) {
     let signed_in = operation.get("security").is_some();
-    let mut refusals = vec![400, 413, 415, 422, 500, 503];
+    let mut refusals = vec![400, 413, 414, 415, 422, 431, 500, 503];
     if method != "get" {
         refusals.push(403);
     }
@@ -142,8 +142,10 @@ fn words_for(status: &str) -> &'static str {
         "404" => "`not_found`",
         "409" => "`email_taken`, `last_admin`",
         "413" => "`body_too_large`",
+        "414" => "`url_too_long`",
         "415" => "`unsupported_media_type`",
         "422" => "`validation_failed`: `errors` names every field at fault",
+        "431" => "`headers_too_large`",
         "429" => "`rate_limited`: try again after `Retry-After` seconds",
         "503" => "`overloaded`: try again after `Retry-After` seconds",
         _ => "`internal`",

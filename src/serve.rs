@@ -57,6 +57,8 @@ pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> 
     let crowd = Crowd::new(room(&app.config), app.serving.clone());
     let gate = Gate { sockets: Mutex::new(listener.0.into_iter().map(Arc::new).collect()), closed, crowd };
     let mut server = axum_server::Server::<Remote>::from_listener(gate).handle(handle.clone()).acceptor(Paced);
+    // Tried again after a moment, so that no lack of files or memory becomes a busy loop.
+    server = server.accept_error_handler(|_, e| tracing::warn!(error = %e, "a connection could not be accepted"));
     // The time for the headers is kept by `pace`, which knows an idle connection from a slow one; hyper's timer does not.
     server.http_builder().http1().max_buf_size(HEAD_BYTES).max_headers(HEADERS);
     server
@@ -64,6 +66,9 @@ pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> 
         .http2()
         .max_concurrent_streams(100)
         .max_header_list_size(HEADER_LIST_BYTES)
+        // What is kept of bodies that nobody reads: one body, and four on a connection.
+        .initial_stream_window_size(64 * 1024)
+        .initial_connection_window_size(256 * 1024)
         // Rapid Reset, CVE-2023-44487: streams that were reset before we came to them. MadeYouReset, CVE-2025-8671: streams that
         // a client's mistakes made us reset. One more of either, and the connection is over.
         .max_pending_accept_reset_streams(20)

@@ -15,6 +15,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// Requests that may wait for the rest of their bodies, each with some tens of KiB of what has come. One more, and the connection
+/// with such requests that has kept us waiting longest goes: HTTP/2 has a hundred on each.
+const STARVING: usize = 4096;
 /// Connections that are looked at to find the one that goes. All of a small crowd; of a large one enough that whoever has just
 /// come is safe.
 const LOOK: usize = 64;
@@ -115,13 +118,13 @@ impl Crowd {
             if let Some(place) = self.take() {
                 return place;
             }
-            let patience = if self.send_somebody_away() { GOES } else { AGAIN };
+            let patience = if self.0.send_somebody_away(|_| true) { GOES } else { AGAIN };
             let _ = tokio::time::timeout(patience, left).await;
         }
     }
 
     fn take(&self) -> Option<Place> {
-        let mut present = self.present();
+        let mut present = self.0.present();
         if present.lines.len() >= self.0.room {
             return None;
         }
@@ -129,15 +132,17 @@ impl Crowd {
         present.lines.push(line.clone());
         Some(Place { line, crowd: self.clone() })
     }
+}
 
-    /// Sends away whoever has been waiting for longest among those that are looked at, if anybody is.
-    fn send_somebody_away(&self) -> bool {
-        let latest = millis_between(self.0.opened, Instant::now()).saturating_sub(GRACE.as_millis() as u64);
+impl Hall {
+    /// Sends away whoever of these has been waiting for longest among those that are looked at, if anybody has.
+    fn send_somebody_away(&self, of_these: impl Fn(&Line) -> bool) -> bool {
+        let latest = millis_between(self.opened, Instant::now()).saturating_sub(GRACE.as_millis() as u64);
         let mut present = self.present();
         let Present { lines, next } = &mut *present;
         let all = lines.len();
         let looked_at = (0..all.min(LOOK)).map(|n| &lines[(*next + n) % all]);
-        let waiting = looked_at.filter(|line| line.is_waiting() && !line.sent_away.load(Ordering::Relaxed));
+        let waiting = looked_at.filter(|line| of_these(line) && line.is_waiting() && !line.sent_away.load(Ordering::Relaxed));
         let longest = waiting.map(|line| (line.since.load(Ordering::Relaxed), line)).filter(|(since, _)| *since <= latest).min_by_key(|(since, _)| *since);
         if let Some((_, line)) = longest {
             line.send_away();
@@ -148,7 +153,7 @@ impl Crowd {
     }
 
     fn present(&self) -> MutexGuard<'_, Present> {
-        self.0.present.lock().unwrap_or_else(PoisonError::into_inner)
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -170,7 +175,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut present = self.crowd.present();
+        let mut present = self.crowd.0.present();
         let at = self.line.place.load(Ordering::Relaxed);
         present.lines.swap_remove(at);
         if let Some(moved) = present.lines.get(at) {
@@ -183,8 +188,7 @@ impl Drop for Place {
 
 /// A connection, as its stream, its service and the crowd know it.
 pub(super) struct Line {
-    serving: Serving,
-    opened: Instant,
+    hall: Arc<Hall>,
     /// Where it stands among those present; changed under their lock.
     place: AtomicUsize,
     /// Requests that run on it.
@@ -203,10 +207,9 @@ pub(super) struct Line {
 }
 
 impl Line {
-    fn new(hall: &Hall, place: usize) -> Self {
+    fn new(hall: &Arc<Hall>, place: usize) -> Self {
         let line = Line {
-            serving: hall.serving.clone(),
-            opened: hall.opened,
+            hall: hall.clone(),
             place: AtomicUsize::new(place),
             running: AtomicUsize::new(0),
             begun: AtomicUsize::new(0),
@@ -227,26 +230,28 @@ impl Line {
         }
         self.running.fetch_add(1, Ordering::SeqCst);
         self.begun.fetch_add(1, Ordering::SeqCst);
-        self.serving.start();
+        self.hall.serving.start();
     }
 
     /// A request has been answered, or nobody wants its answer any more.
     pub(super) fn finish(&self) {
         self.running.fetch_sub(1, Ordering::SeqCst);
-        self.serving.finish();
+        self.hall.serving.finish();
     }
 
     /// A request waits for the rest of its body.
     pub(super) fn starve(&self) {
         self.waits_from(Instant::now());
-        self.serving.0.starving.fetch_add(1, Ordering::Relaxed);
         self.starving.fetch_add(1, Ordering::SeqCst);
+        if self.hall.serving.0.starving.fetch_add(1, Ordering::Relaxed) >= STARVING {
+            self.hall.send_somebody_away(|line| line.starving.load(Ordering::Relaxed) > 0);
+        }
     }
 
     /// Some of it has come, or is not wanted any more.
     pub(super) fn feed(&self) {
         self.starving.fetch_sub(1, Ordering::SeqCst);
-        self.serving.0.starving.fetch_sub(1, Ordering::Relaxed);
+        self.hall.serving.0.starving.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -263,7 +268,7 @@ impl Line {
 
     /// From now on it is the client's turn.
     pub(super) fn waits_from(&self, now: Instant) {
-        self.since.store(millis_between(self.opened, now), Ordering::Relaxed);
+        self.since.store(millis_between(self.hall.opened, now), Ordering::Relaxed);
     }
 
     /// Whether nothing can go on before the client has sent more.
@@ -290,5 +295,73 @@ impl Line {
 
     fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
         self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line_of(place: &Place) -> Arc<Line> {
+        place.line().clone()
+    }
+
+    /// A request whose body does not come.
+    fn starve(line: &Line) {
+        line.begin(true);
+        line.starve();
+    }
+
+    /// SLOW-02: what has come of bodies is bounded, and the slowest pay for it.
+    #[tokio::test(start_paused = true)]
+    async fn more_unfinished_bodies_than_there_is_memory_for_cost_the_slowest_their_connection() {
+        let crowd = Crowd::new(1000, Serving::default());
+        let silent = crowd.enter().await;
+        let slow = crowd.enter().await;
+        for _ in 0..STARVING {
+            starve(slow.line());
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!slow.line().must_go());
+        let newest = crowd.enter().await;
+        starve(newest.line());
+        assert_eq!((silent.line().must_go(), slow.line().must_go(), newest.line().must_go()), (false, true, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_newcomer_is_safe_from_those_that_come_after_it() {
+        let crowd = Crowd::new(2, Serving::default());
+        let first = crowd.enter().await;
+        tokio::time::advance(GRACE * 2).await;
+        let second = crowd.enter().await;
+        let third = crowd.enter();
+        assert!(tokio::time::timeout(Duration::ZERO, third).await.is_err());
+        assert_eq!((first.line().must_go(), second.line().must_go()), (true, false));
+        drop(first);
+        let third = crowd.enter().await;
+        assert!(tokio::time::timeout(GRACE / 2, crowd.enter()).await.is_err());
+        assert!(!second.line().must_go() && !third.line().must_go(), "they have just come");
+    }
+
+    /// Of a large crowd some are looked at, in turn; in the end everybody.
+    #[tokio::test(start_paused = true)]
+    async fn in_a_large_crowd_nobody_can_hide() {
+        let crowd = Crowd::new(LOOK * 10, Serving::default());
+        let mut places = Vec::new();
+        for _ in 0..LOOK * 10 {
+            places.push(crowd.enter().await);
+        }
+        let at_work: Vec<_> = places.iter().skip(1).map(line_of).collect();
+        at_work.iter().for_each(|line| line.begin(false));
+        tokio::time::advance(GRACE * 2).await;
+        let looks = (0..10).filter(|_| crowd.0.send_somebody_away(|_| true)).count();
+        assert_eq!((looks, places[0].line().must_go()), (1, true));
+        // A place that is left in the middle is found again by nobody else.
+        drop(places.swap_remove(5));
+        drop(places.remove(0));
+        let again = crowd.enter().await;
+        assert_eq!(crowd.0.present().lines.len(), LOOK * 10 - 1);
+        drop((places, again));
+        assert!(crowd.0.present().lines.is_empty());
     }
 }

@@ -1,5 +1,7 @@
 //! On the socket: crowds of connections, floods of requests and of frames, and requests that are too large.
 
+use std::io::ErrorKind;
+
 use serde_json::json;
 
 use crate::process::{PASSWORD, PATIENCE, Place, Reply, Server, Wire};
@@ -147,7 +149,7 @@ fn a_flood_of_sign_ins_leaves_the_check_alone() {
     let mut ana = server.sign_up("ana@example.com");
     let mut flood: Vec<Wire> = (0..400)
         .map(|n: u32| {
-            let email = if n % 2 == 0 { "ana@example.com".into() } else { format!("nobody{n}@example.com") };
+            let email = if n.is_multiple_of(2) { "ana@example.com".into() } else { format!("nobody{n}@example.com") };
             let body = json!({"email": email, "password": "wrong password"}).to_string();
             let mut wire = server.wire();
             wire.send(post("/login", &format!("X-Forwarded-For: 198.51.{}.{}\r\n", n / 200, n % 200), &body)).expect("it is sent");
@@ -269,9 +271,13 @@ impl Http2 {
         self.wire.send(frame(kind, flags, stream, payload)).expect("it is sent");
     }
 
-    /// The next frame; `None` at the end.
+    /// The next frame; `None` at the end of the connection.
+    #[track_caller]
     fn next(&mut self) -> Option<Frame> {
-        let head = self.wire.bytes(9).ok()?;
+        let head = match self.wire.bytes(9) {
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => panic!("the connection is open, and silent"),
+            head => head.ok()?,
+        };
         let size = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
         Some(Frame { kind: head[3], flags: head[4], stream, payload: self.wire.bytes(size).ok()? })

@@ -231,6 +231,22 @@ async fn where_nobody_can_sign_up_that_is_all_that_is_said() {
 }
 
 #[tokio::test]
+async fn the_document_tells_which_routes_have_a_limit() {
+    let document = Stage::new().await.anon().get("/openapi.json").await.is(200).json();
+    let headers = |method: &str, path: &str, status: &str| document["paths"][path][method]["responses"][status]["headers"].clone();
+    for (method, path, status) in
+        [("post", "/signup", "201"), ("post", "/password/forgot", "202"), ("post", "/email/verification", "202"), ("put", "/me/email", "202")]
+    {
+        for status in [status, "429"] {
+            let told = headers(method, path, status);
+            assert!(told["RateLimit"].is_object() && told["RateLimit-Policy"].is_object(), "{method} {path} {status}: {told}");
+        }
+        assert!(headers(method, path, "429")["Retry-After"].is_object());
+    }
+    assert!(!headers("post", "/login", "200").to_string().contains("RateLimit"));
+}
+
+#[tokio::test]
 async fn sign_in_says_nothing_of_what_is_left() {
     let stage = Stage::new().await;
     let ana = stage.sign_up("ana").await;
