@@ -155,7 +155,7 @@ impl Arrival {
     pub async fn of(app: &App, client: Client, headers: &axum::http::HeaderMap, remember: bool) -> Result<Self, Error> {
         Ok(Arrival {
             device: client.device().await?,
-            held: app.cookies.presented(headers, crate::cookie::Name::Session).map(|token| token.hash()),
+            held: app.cookies.presented_hash(headers, crate::cookie::Name::Session),
             known_device: app.cookies.presented(headers, crate::cookie::Name::Device),
             client,
             remember,

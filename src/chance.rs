@@ -27,12 +27,20 @@ impl Chance {
     /// panic is caught per request (`500`), so it fails closed.
     pub fn bytes<const N: usize>(&self) -> [u8; N] {
         let mut out = [0u8; N];
+        self.fill(&mut out);
+        out
+    }
+
+    /// Fills these bytes.
+    ///
+    /// # Panics
+    /// As [`bytes`](Self::bytes).
+    pub fn fill(&self, out: &mut [u8]) {
         match self {
-            Chance::System => SysRng.try_fill_bytes(&mut out).unwrap_or_else(|e| panic!("the operating system gave no randomness: {e}")),
+            Chance::System => SysRng.try_fill_bytes(out).unwrap_or_else(|e| panic!("the operating system gave no randomness: {e}")),
             Chance::Seeded(rng) => {
-                rng.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(&mut out);
+                rng.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(out);
             }
         }
-        out
     }
 }

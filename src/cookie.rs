@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum_extra::extract::cookie::{Cookie, SameSite};
 
 use crate::clock::Timestamp;
-use crate::secret::Token;
+use crate::secret::{Token, TokenHash};
 
 /// How long a browser remembers that it is known here: as long as browsers allow.
 pub const DEVICE_DAYS: u64 = 400;
@@ -41,6 +41,15 @@ impl Cookies {
 
     /// The token that a request presents: none when there is no such cookie, more than one, or one that is no token.
     pub fn presented(self, headers: &HeaderMap, which: Name) -> Option<Token> {
+        Token::read(self.value(headers, which)?)
+    }
+
+    /// The hash of the token that a request presents.
+    pub fn presented_hash(self, headers: &HeaderMap, which: Name) -> Option<TokenHash> {
+        TokenHash::of_written(self.value(headers, which)?)
+    }
+
+    fn value(self, headers: &HeaderMap, which: Name) -> Option<&str> {
         let name = self.name(which);
         let mut values = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';')).filter_map(|pair| {
             let pair = pair.trim_ascii_start();
@@ -50,7 +59,7 @@ impl Cookies {
         if values.next().is_some() {
             return None;
         }
-        Token::read(std::str::from_utf8(value).ok()?)
+        std::str::from_utf8(value).ok()
     }
 
     /// Hands a session token to the browser: for this browser session, or, if it is remembered, for what is left of the
@@ -95,7 +104,9 @@ mod tests {
         for line in lines {
             headers.append(COOKIE, HeaderValue::from_str(line).expect("a header value"));
         }
-        HTTPS.presented(&headers, Name::Session).is_some()
+        let (token, hash) = (HTTPS.presented(&headers, Name::Session), HTTPS.presented_hash(&headers, Name::Session));
+        assert_eq!(token.map(|token| token.hash()), hash);
+        hash.is_some()
     }
 
     /// COOK-01.

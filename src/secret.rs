@@ -13,38 +13,47 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::chance::Chance;
 
-/// A bearer secret in clear. It exists between its minting and its `Set-Cookie`, and between `Cookie` and its hash.
+/// A bearer secret in clear. It exists between its minting and its `Set-Cookie`. In a box: whoever passes it on leaves no copy
+/// of it behind, and there is one place to wipe.
 #[derive(Clone)]
-pub struct Token([u8; 32]);
+pub struct Token(Box<[u8; BYTES]>);
+
+const BYTES: usize = 32;
+/// Length of the written form: base64url without padding.
+const WRITTEN: usize = 43;
 
 impl Token {
-    /// Length of the written form: 32 bytes in base64url without padding.
-    const WRITTEN: usize = 43;
-
     /// Draws a new one.
     pub fn mint(chance: &Chance) -> Self {
-        Token(chance.bytes())
+        let mut token = Token(Box::new([0; BYTES]));
+        chance.fill(&mut *token.0);
+        token
     }
 
     /// Reads the written form. Strict: one spelling per token, so a truncated, padded or re-encoded one is none.
     pub fn read(text: &str) -> Option<Self> {
-        if text.len() != Self::WRITTEN {
-            return None;
-        }
-        let mut token = Token([0; 32]);
-        let length = URL_SAFE_NO_PAD.decode_slice_unchecked(text, &mut token.0).ok()?;
-        (length == token.0.len()).then_some(token)
+        let mut token = Token(Box::new([0; BYTES]));
+        decode(text, &mut token.0)?;
+        Some(token)
     }
 
     /// Writes it for a cookie or a link. The only way out.
     pub fn reveal(&self) -> Zeroizing<String> {
-        Zeroizing::new(URL_SAFE_NO_PAD.encode(self.0))
+        Zeroizing::new(URL_SAFE_NO_PAD.encode(&*self.0))
     }
 
     /// What is stored and looked up.
     pub fn hash(&self) -> TokenHash {
-        TokenHash(Sha256::digest(self.0).into())
+        TokenHash(Sha256::digest(self.0.as_slice()).into())
     }
+}
+
+fn decode(text: &str, bytes: &mut [u8; BYTES]) -> Option<()> {
+    if text.len() != WRITTEN {
+        return None;
+    }
+    let length = URL_SAFE_NO_PAD.decode_slice_unchecked(text, bytes).ok()?;
+    (length == BYTES).then_some(())
 }
 
 impl Drop for Token {
@@ -62,6 +71,16 @@ impl fmt::Debug for Token {
 /// SHA-256 of a token. Useless as a cookie, but still not for logs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TokenHash(pub [u8; 32]);
+
+impl TokenHash {
+    /// Hashes the token that is written here, as strictly as [`Token::read`]. For whoever needs no more of it, as every request
+    /// with a cookie does: nothing is allocated.
+    pub fn of_written(text: &str) -> Option<Self> {
+        let mut bytes = Zeroizing::new([0; BYTES]);
+        decode(text, &mut bytes)?;
+        Some(TokenHash(Sha256::digest(bytes.as_slice()).into()))
+    }
+}
 
 impl fmt::Debug for TokenHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -88,7 +107,7 @@ mod tests {
     fn a_token_survives_writing_and_reading() {
         let token = Token::mint(&Chance::seeded(1));
         let read = Token::read(&token.reveal()).map(|t| t.hash());
-        assert_eq!(read, Some(token.hash()));
+        assert_eq!((read, TokenHash::of_written(&token.reveal())), (Some(token.hash()), Some(token.hash())));
     }
 
     /// COOK-04: other spellings of a token are not the token.
@@ -101,7 +120,7 @@ mod tests {
         let readable = alphabet.chars().filter(|c| Token::read(&format!("{cut}{c}")).is_some()).count();
         assert_eq!(readable, 16);
         for odd in [cut.to_string(), format!("{written}="), format!("{written}A"), format!(" {written}"), format!("\"{written}\"")] {
-            assert!(Token::read(&odd).is_none());
+            assert!(Token::read(&odd).is_none() && TokenHash::of_written(&odd).is_none());
         }
     }
 
@@ -110,7 +129,7 @@ mod tests {
     fn tokens_are_alike_in_nothing() {
         const EACH: usize = 5_000;
         let drawn = std::thread::scope(|threads| {
-            let all: Vec<_> = (0..4).map(|_| threads.spawn(|| (0..EACH).map(|_| Token::mint(&Chance::System).0).collect::<Vec<_>>())).collect();
+            let all: Vec<_> = (0..4).map(|_| threads.spawn(|| (0..EACH).map(|_| *Token::mint(&Chance::System).0).collect::<Vec<_>>())).collect();
             all.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
         });
         assert_eq!(drawn.iter().collect::<std::collections::HashSet<_>>().len(), 4 * EACH);

@@ -36,8 +36,8 @@ pub enum Look {
 
 /// Looks into memory: the whole check, for nearly every request.
 pub fn look(app: &App, headers: &HeaderMap) -> Look {
-    let Some(token) = app.cookies.presented(headers, cookie::Name::Session) else { return Look::No(Refusal::Unauthenticated) };
-    let asked = Asked { token: token.hash(), at: app.clock.now(), passive: is_passive(headers) };
+    let Some(token) = app.cookies.presented_hash(headers, cookie::Name::Session) else { return Look::No(Refusal::Unauthenticated) };
+    let asked = Asked { token, at: app.clock.now(), passive: is_passive(headers) };
     match asked.meet(app) {
         Met::Live(session, owed) if owed == Owed::default() => Look::Yes(session),
         met => Look::Ask(asked, met),

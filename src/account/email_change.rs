@@ -158,7 +158,7 @@ impl Moved {
 /// # Errors
 /// `400 invalid_token`; `409 email_taken` when the address has got an account meanwhile.
 pub async fn move_account(app: &App, client: &Client, headers: &HeaderMap, token: TokenHash) -> Result<Moved, Error> {
-    let held = app.cookies.presented(headers, Name::Session).map(|token| token.hash());
+    let held = app.cookies.presented_hash(headers, Name::Session);
     let scene = client.scene().await?;
     app.db.write(move |tx| change(tx, &token, held.as_ref(), scene.clone())).await
 }

@@ -69,7 +69,7 @@ impl FromForm for Verify {
 /// `400 invalid_token`; `403 invalid_credentials` without a session of the account and without its password; `429` after too
 /// many wrong ones.
 pub async fn prove(app: &App, client: &Client, headers: &HeaderMap, token: TokenHash, password: Option<Password>) -> Result<UserView, Error> {
-    let held = app.cookies.presented(headers, Name::Session).map(|token| token.hash());
+    let held = app.cookies.presented_hash(headers, Name::Session);
     let (user, has_session) = app.db.glance(move |tx| standing(tx, &token, held.as_ref())).await?.ok_or(Refusal::InvalidToken)?;
     let version = user.security_version;
     if !has_session {
@@ -93,7 +93,7 @@ pub async fn prove(app: &App, client: &Client, headers: &HeaderMap, token: Token
 /// Counts a guess at the password, as one at sign-in: whoever has the letter need not be who knows it.
 async fn let_guess(app: &App, client: &Client, headers: &HeaderMap, user: &User) -> Result<Attempt, Error> {
     let email = Email::parse(&user.view.email).ok_or_else(|| Fault::broken("an account's address is none"))?;
-    let device = app.cookies.presented(headers, Name::Device).map(|token| token.hash());
+    let device = app.cookies.presented_hash(headers, Name::Device);
     let (own, id, ip) = (app.clone(), user.view.id, client.ip);
     let look = move |tx: &mut Tx| Ok(((), Guess::by_stranger(tx, &own.config, &email, Some(id), device.as_ref(), ip)?));
     Ok(guessing::begin(app, look).await?.1)
@@ -146,7 +146,7 @@ pub async fn send_again(
 }
 
 async fn post_link(app: &App, client: &Client, headers: &HeaderMap, ask: SendAgain) -> Result<StatusCode, Error> {
-    let held = app.cookies.presented(headers, Name::Session).map(|token| token.hash());
+    let held = app.cookies.presented_hash(headers, Name::Session);
     let scene = client.scene().await?;
     app.db
         .write(move |tx| -> Result<(), Error> {

@@ -33,7 +33,7 @@ pub async fn log_in(
     Json(ask): Json<PasswordLogin>,
 ) -> Result<Response, Error> {
     let PasswordLogin { email, password, remember } = ask;
-    let device = app.cookies.presented(&headers, Name::Device).map(|token| token.hash());
+    let device = app.cookies.presented_hash(&headers, Name::Device);
     let (own, wanted, ip) = (app.clone(), email.clone(), client.ip);
     let look = move |tx: &mut Tx| {
         let user = by_email(tx, &wanted)?;

@@ -27,8 +27,8 @@ const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
 #[utoipa::path(post, path = "/logout", tag = "Account", operation_id = "log_out",
     responses((status = 204, headers(("Set-Cookie" = String, description = "Takes the cookie back, if it ended a live session")))))]
 pub async fn log_out(State(app): State<App>, client: Client, headers: HeaderMap, _: Nothing) -> Result<Response, Error> {
-    match app.cookies.presented(&headers, Name::Session) {
-        Some(token) => end_current(&app, token.hash(), client).await,
+    match app.cookies.presented_hash(&headers, Name::Session) {
+        Some(token) => end_current(&app, token, client).await,
         None => Ok(StatusCode::NO_CONTENT.into_response()),
     }
 }

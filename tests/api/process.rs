@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -346,6 +347,29 @@ impl Server {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
         line.split_whitespace().nth(1)?.parse().ok()
+    }
+
+    /// How often these bytes are in its memory, where the system lets us look.
+    #[allow(dead_code)] // For `program.rs`.
+    pub fn copies_of(&self, needle: &[u8]) -> Option<usize> {
+        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let (maps, memory) = (std::fs::read_to_string(process.join("maps")).ok()?, std::fs::File::open(process.join("mem")).ok()?);
+        let mut copies = 0;
+        for line in maps.lines().filter(|line| line.contains(" rw")) {
+            let (from, to) = line.split(' ').next()?.split_once('-')?;
+            let (from, to) = (u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?);
+            let mut bytes = vec![0; usize::try_from(to - from).ok()?];
+            // What was unmapped since is not there.
+            if memory.read_exact_at(&mut bytes, from).is_err() {
+                continue;
+            }
+            // From one first byte to the next: by what the standard library does fast, also in a debug build.
+            let mut rest = bytes.as_slice();
+            while rest.skip_until(needle[0]).is_ok_and(|skipped| skipped > 0) {
+                copies += usize::from(rest.starts_with(&needle[1..]));
+            }
+        }
+        Some(copies)
     }
 
     /// How many files and connections it has open, where the system tells.

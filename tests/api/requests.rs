@@ -576,27 +576,6 @@ async fn every_answer_forbids_guessing_framing_embedding_and_referring() {
 }
 
 #[tokio::test]
-async fn over_https_every_answer_asks_for_https_for_a_year() {
-    let stage = Stage::with(&[("PUBLIC_URL", "https://id.example.com")]).await;
-    let (ana, anon) = (stage.sign_up("ana").await, stage.anon());
-    let evil = anon.clone().with_header("origin", "https://evil.test");
-    let page = format!("/security/reset/{}", "A".repeat(43));
-    for answer in [
-        ana.get("/me").await.is(200),
-        ana.get("/check").await.is(204),
-        anon.get("/me").await.is(401),
-        evil.poke("/logout").await.is(403),
-        anon.get("/nowhere").await.is(404),
-        anon.poke("/me").await.is(405),
-        anon.post("/login", json!({})).await.is(422),
-        anon.get(&page).await.is(200),
-        anon.get("/health/live").await.is(200),
-    ] {
-        assert_eq!(answer.header("strict-transport-security"), Some("max-age=31536000"), "{}", answer.status);
-    }
-}
-
-#[tokio::test]
 async fn no_answer_names_the_program_that_gives_it() {
     for answer in answers_of_all_kinds().await {
         for name in ["server", "x-powered-by", "via"] {
