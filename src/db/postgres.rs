@@ -22,17 +22,20 @@ use std::error::Error as _;
 use std::future::Future;
 use std::io;
 use std::ops::Deref;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
+use deadpool_postgres::{ConfigConnectImpl, Connect, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
 use futures_util::future::{FutureExt, join, try_join_all};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
-use tokio_postgres::Statement;
+use tokio::task::JoinHandle;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::{Client, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::value::Raw;
 use super::{Arg, Driver, Fault, Mode, Rerun, Row};
@@ -50,6 +53,8 @@ const STATEMENT: Duration = Duration::from_secs(5);
 /// one commits, so to wait is of no use; and two that wait for each other are parted long before the server would notice.
 const LOCK: Duration = Duration::from_millis(200);
 const MARGIN: Duration = Duration::from_secs(1);
+/// How long a transaction may do nothing before the server ends it with its connection.
+const IDLE: Duration = Duration::from_secs(10);
 /// How long one host may take to accept a new connection.
 const CONNECT: Duration = Duration::from_secs(1);
 /// How long it may take until that can be used.
@@ -157,7 +162,8 @@ impl Postgres {
 
 fn pool(server: &Server, size: usize) -> Result<Pool, Fault> {
     let how = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    let manager = Manager::from_config(server.client(), tls::connector(server)?, how);
+    let connect = Bounded(ConfigConnectImpl { tls: tls::connector(server)? });
+    let manager = Manager::from_connect(server.client(), connect, how);
     Pool::builder(manager)
         .max_size(size)
         .runtime(Runtime::Tokio1)
@@ -166,6 +172,28 @@ fn pool(server: &Server, size: usize) -> Result<Pool, Fault> {
         .recycle_timeout(Some(CONNECT))
         .build()
         .map_err(|e| Fault::broken(e.to_string()))
+}
+
+/// Connects, and tells the server how long anything may take there. In a statement, not as a parameter of the start: a pooler
+/// in between knows which of those it passes on, and these are not among them.
+struct Bounded(ConfigConnectImpl<MakeRustlsConnect>);
+
+type Connecting<'a> = Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), tokio_postgres::Error>> + Send + 'a>>;
+
+impl Connect for Bounded {
+    fn connect(&self, config: &tokio_postgres::Config) -> Connecting<'_> {
+        let connecting = self.0.connect(config);
+        Box::pin(async move {
+            let (client, connection) = connecting.await?;
+            client.batch_execute(&bounds()).await?;
+            Ok((client, connection))
+        })
+    }
+}
+
+fn bounds() -> String {
+    let (statement, lock, idle) = (STATEMENT.as_millis(), LOCK.as_millis(), IDLE.as_millis());
+    format!("SET statement_timeout = {statement}; SET lock_timeout = {lock}; SET idle_in_transaction_session_timeout = {idle}")
 }
 
 /// One connection.

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use holdfast::db::Fault;
+
 use crate::cluster::{Cluster, none_found};
 use crate::database::{Database, Hand};
 use crate::line::Line;
@@ -207,5 +209,14 @@ async fn a_row_that_cannot_be_read_costs_its_own_token_only_also_when_it_travels
     for task in tasks {
         let (status, wanted) = task.await.expect("no panic");
         assert_eq!(status, wanted);
+    }
+}
+
+#[tokio::test]
+async fn the_server_knows_how_long_a_statement_a_lock_and_an_idle_transaction_may_take() {
+    let stage = Stage::new().await;
+    for (name, wanted) in [("statement_timeout", "5s"), ("lock_timeout", "200ms"), ("idle_in_transaction_session_timeout", "10s")] {
+        let told = stage.app.db.read(move |tx| tx.row::<String>("SELECT current_setting(?1)", (name,))).await;
+        assert_eq!(told.map_err(|fault: Fault| fault).expect("it answers"), Some(wanted.to_string()));
     }
 }

@@ -9,7 +9,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use zeroize::Zeroizing;
 
-use super::{CONNECT, GREETING, LOCK, STATEMENT};
+use super::{CONNECT, GREETING};
 use crate::secret::{EXAMPLE, is_example};
 
 /// A Postgres server, as `DATABASE_URL` names it.
@@ -95,13 +95,9 @@ impl Server {
         CONNECT * u32::try_from(hosts).unwrap_or(1) + GREETING
     }
 
-    /// How a connection is made: every wait has its bound, here and at the server.
+    /// How a connection is made: every wait has its bound. Those at the server are told when it stands, see `Bounded`.
     pub(super) fn client(&self) -> Config {
         let mut config = self.config.clone();
-        let (statement, lock) = (STATEMENT.as_millis(), LOCK.as_millis());
-        let own = config.get_options().unwrap_or("");
-        let options = format!("-c statement_timeout={statement} -c lock_timeout={lock} -c idle_in_transaction_session_timeout=10000 {own}");
-        config.options(options.trim());
         config.ssl_mode(if self.trust == Trust::Clear { SslMode::Disable } else { SslMode::Require });
         config.connect_timeout(CONNECT);
         config.keepalives_idle(Duration::from_secs(15));
@@ -169,6 +165,13 @@ mod tests {
         assert_eq!(trust_of("postgres:///x?host=/run/postgresql&user=u"), Trust::Clear);
         assert_eq!(trust_of("postgresql://u@%2Frun%2Fpostgresql/x"), Trust::Clear);
         assert_eq!(trust_of("postgres://u:p@localhost/x?sslmode=verify-full"), Trust::Verified(None));
+    }
+
+    #[test]
+    fn a_pooler_in_between_is_asked_for_nothing_but_what_the_url_says() {
+        let options = |text: &str| Server::parse(text).expect("right").client().get_options().map(String::from);
+        assert_eq!(options("postgres://u:p@db/x"), None);
+        assert_eq!(options("postgres://u:p@db/x?options=-csearch_path%3Down"), Some("-csearch_path=own".into()));
     }
 
     #[test]
