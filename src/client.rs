@@ -42,6 +42,11 @@ pub struct Client {
 }
 
 impl Client {
+    /// Reads what the headers say of who calls, as far as these proxies vouch for it.
+    pub fn of(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
+        Client { ip: client_ip(peer, headers, trusted), user_agent: user_agent(headers), hints: device::Hints::of(headers) }
+    }
+
     /// Names the device. Costs a few hundred regular expressions, so it is done on a thread that may take its time, and only
     /// where something is to be recorded.
     ///
@@ -72,7 +77,7 @@ impl FromRequestParts<App> for Client {
         if parts.headers.contains_key(FORWARDED_FOR) && !is_trusted(peer.ip(), trusted) && !app.told_of_untrusted_proxy.swap(true, Ordering::Relaxed) {
             tracing::warn!(peer = %peer.ip(), "X-Forwarded-For from a peer that is not in TRUSTED_PROXIES is ignored; if that is your proxy, add it");
         }
-        Ok(Client { ip: client_ip(peer.ip(), &parts.headers, trusted), user_agent: user_agent(&parts.headers), hints: device::Hints::of(&parts.headers) })
+        Ok(Client::of(peer.ip(), &parts.headers, trusted))
     }
 }
 

@@ -14,9 +14,10 @@ use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, 
 use lettre::message::{Body, Mailbox, Message, MultiPart, SinglePart};
 use lettre::transport::smtp::PoolConfig;
 use lettre::transport::smtp::authentication::Credentials;
-use lettre::{AsyncSmtpTransport, AsyncTransport, Tokio1Executor};
+use lettre::{Address, AsyncSmtpTransport, AsyncTransport, Tokio1Executor};
 use zeroize::Zeroizing;
 
+use crate::account::email::Email;
 use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::db::Fault;
@@ -164,7 +165,7 @@ impl Mail {
     }
 
     fn message(&self, letter: &Letter, now: Timestamp) -> Result<Message, String> {
-        let to = letter.to.parse().map_err(|e| format!("the recipient's address: {e}"))?;
+        let to = recipient(&letter.to)?;
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(now.0).unwrap_or(0));
         Message::builder()
             .from(self.from.clone())
@@ -177,6 +178,14 @@ impl Mail {
             .multipart(MultiPart::alternative().singlepart(part(ContentType::TEXT_PLAIN, &letter.text)).singlepart(part(ContentType::TEXT_HTML, &letter.html)))
             .map_err(|e| format!("the letter: {e}"))
     }
+}
+
+/// The address of an account. Our rules have read it, and bound it as a whole; lettre's own would refuse a local part of more
+/// than 64 bytes, whose owner could then never reset a password.
+fn recipient(address: &str) -> Result<Address, String> {
+    let email = Email::parse(address).ok_or("the recipient's address is none")?;
+    let (local, domain) = email.shown().rsplit_once('@').ok_or("the recipient's address is none")?;
+    Ok(Address::new_dangerous(local, domain))
 }
 
 /// Longest line of a body, in bytes. RFC 5322 §2.1.1.

@@ -91,6 +91,17 @@ async fn an_address_in_unicode_gets_its_letter() {
     assert_eq!(server.line()["to"], json!(["\u{7528}\u{6237}@xn--r8jz45g.jp"]));
 }
 
+/// The bound is that of the whole address; a local part of more than 64 bytes is rare, and its owner may forget a password too.
+#[tokio::test]
+async fn the_longest_address_gets_its_letter() {
+    let mut server = Server::start("good");
+    let stage = Stage::with(&[("MAIL", &server.url())]).await;
+    let longest = format!("{}@example.com", "a".repeat(242));
+    stage.anon().post("/signup", json!({"email": longest, "password": "a good password"})).await.is(201);
+    assert_eq!(deliver_due(&stage.app).await.expect("works"), 1);
+    assert_eq!(server.line()["to"], json!([longest]));
+}
+
 #[tokio::test]
 async fn a_server_that_wants_a_login_gets_it() {
     let mut server = Server::start("login");

@@ -20,6 +20,7 @@ mod email_verification;
 mod every_route;
 mod file;
 mod flood;
+mod fuzzing;
 mod guessing;
 mod letters;
 mod life_cycle;
