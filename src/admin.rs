@@ -7,7 +7,9 @@
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::account::email::Email;
 use crate::account::me::{EventView, Page, page_of};
@@ -26,7 +28,7 @@ use crate::live_sessions::Session;
 
 /// `GET /admin/users`: the users, newest first.
 #[utoipa::path(get, path = "/admin/users", tag = "Administration", operation_id = "list_users", security(("session" = [])),
-    params(("email" = Option<String>, Query, description = "Exactly this address, after normalisation"), ("before" = Option<Uuid>, Query), ("limit" = Option<u32>, Query, minimum = 1, maximum = 100)),
+    params(("email" = Option<String>, Query, format = Email, max_length = 254, description = "Exactly this address, after normalisation"), ("before" = Option<Uuid>, Query), ("limit" = Option<u32>, Query, minimum = 1, maximum = 100)),
     responses((status = 200, body = UserPage), (status = 403, body = Problem)))]
 pub async fn list_users(State(app): State<App>, Admin(_): Admin, Query(ask): Query<UserQuery>) -> Result<axum::Json<UserPage>, Error> {
     let UserQuery { email, page: Page { before, limit } } = ask;
@@ -150,7 +152,7 @@ pub async fn end_session(State(app): State<App>, Admin(me): Admin, client: Clien
 
 /// `GET /admin/events`: the audit log, newest first.
 #[utoipa::path(get, path = "/admin/events", tag = "Administration", operation_id = "list_events", security(("session" = [])),
-    params(("kind" = Option<String>, Query), ("user_id" = Option<Uuid>, Query), ("before" = Option<Uuid>, Query), ("limit" = Option<u32>, Query, minimum = 1, maximum = 100)),
+    params(("kind" = inline(Option<Kind>), Query), ("user_id" = Option<Uuid>, Query), ("before" = Option<Uuid>, Query), ("limit" = Option<u32>, Query, minimum = 1, maximum = 100)),
     responses((status = 200, body = EventPage), (status = 403, body = Problem)))]
 pub async fn list_events(State(app): State<App>, Admin(_): Admin, Query(ask): Query<EventQuery>) -> Result<axum::Json<EventPage>, Error> {
     let EventQuery { kind, user, page: Page { before, limit } } = ask;
@@ -345,6 +347,17 @@ impl FromForm for UserQuery {
         Some(UserQuery { email: email?, page: page? })
     }
 }
+
+/// A kind of event, for the document.
+struct Kind;
+
+impl PartialSchema for Kind {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(KINDS)).into()
+    }
+}
+
+impl ToSchema for Kind {}
 
 /// Which events.
 pub struct EventQuery {

@@ -214,3 +214,25 @@ pub fn kill_later_ways_back(tx: &mut Tx, user: UserId, letter: LetterId) -> Resu
     tx.run("DELETE FROM letter_tokens WHERE user_id = ?1 AND purpose = ?2 AND letter_id > ?3", (user, Purpose::UndoEmailChange.word(), letter))?;
     outbox::withdraw(tx, user, Purpose::UndoEmailChange, letter)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Purpose; 6] =
+        [Purpose::VerifyEmail, Purpose::ResetPassword, Purpose::ChangeEmail, Purpose::UndoEmailChange, Purpose::EndSession, Purpose::EndAllSessions];
+
+    /// RST-05.
+    #[test]
+    fn each_purpose_has_a_time_of_its_own() {
+        let minutes = ALL.map(|purpose| purpose.life().as_secs() / 60);
+        assert_eq!(minutes, [24 * 60, 30, 24 * 60, 7 * 24 * 60, 7 * 24 * 60, 30]);
+    }
+
+    /// A token is good for what its row says; two purposes of one word would be one.
+    #[test]
+    fn each_purpose_has_a_word_of_its_own() {
+        let words = ALL.map(Purpose::word);
+        assert!(words.iter().enumerate().all(|(i, word)| !word.is_empty() && !words[..i].contains(word)), "{words:?}");
+    }
+}

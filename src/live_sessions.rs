@@ -229,9 +229,7 @@ impl Hasher for FirstBytes {
         self.0
     }
     fn write(&mut self, bytes: &[u8]) {
-        for (i, byte) in bytes.iter().take(8).enumerate() {
-            self.0 ^= u64::from(*byte) << (8 * i);
-        }
+        self.0 = bytes.first_chunk().copied().map_or(0, u64::from_le_bytes);
     }
 }
 

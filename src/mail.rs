@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use lettre::address::Envelope;
 use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
 use lettre::message::{Body, Mailbox, Message, MultiPart, SinglePart};
 use lettre::transport::smtp::PoolConfig;
@@ -166,8 +167,11 @@ impl Mail {
 
     fn message(&self, letter: &Letter, now: Timestamp) -> Result<Message, String> {
         let to = recipient(&letter.to)?;
+        let envelope = Envelope::new(Some(self.from.email.clone()), vec![to.clone()]).map_err(|e| format!("the envelope: {e}"))?;
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(now.0).unwrap_or(0));
         Message::builder()
+            // Said outright: lettre would read it out of the headers again, by its own rules for addresses.
+            .envelope(envelope)
             .from(self.from.clone())
             .to(Mailbox::new(None, to))
             .subject(&letter.subject)

@@ -46,11 +46,28 @@ pub fn complete(document: &Document, config: &Config) -> Value {
     whole["servers"] = json!([{"url": format!("{}{}", config.public_url.origin, config.base_path)}]);
     let cookie = if config.public_url.https { "__Host-holdfast" } else { "holdfast" };
     whole["components"]["securitySchemes"] = json!({"session": {"type": "apiKey", "in": "cookie", "name": cookie, "description": "The session cookie."}});
+    let mut bodies = Vec::new();
     let paths = whole["paths"].as_object_mut().into_iter().flat_map(Map::values_mut);
     for (method, operation) in paths.filter_map(Value::as_object_mut).flatten() {
         complete_operation(method, operation);
+        bodies.extend(body_of(operation));
     }
+    for body in bodies {
+        // An unknown field is refused; an answer may get new ones.
+        whole["components"]["schemas"][body]["additionalProperties"] = json!(false);
+    }
+    whole["components"]["schemas"]["RoleChange"]["properties"]["role"]["enum"] = json!(config.roles);
     whole
+}
+
+/// The name of the schema of an operation's JSON body. A body that may be left out is not `null` instead.
+fn body_of(operation: &mut Value) -> Option<String> {
+    let content = operation.pointer_mut("/requestBody/content")?.as_object_mut()?;
+    for body in content.values_mut() {
+        let present = body["schema"]["oneOf"].as_array().and_then(|either| either.iter().find(|one| one.get("$ref").is_some())).cloned();
+        present.map(|present| body["schema"] = present);
+    }
+    content.get("application/json")?["schema"]["$ref"].as_str()?.rsplit('/').next().map(String::from)
 }
 
 fn complete_operation(method: &str, operation: &mut Value) {
@@ -61,8 +78,8 @@ fn complete_operation(method: &str, operation: &mut Value) {
     }
     if signed_in {
         refusals.push(401);
-        let passive = json!({"name": "X-Session-Passive", "in": "header", "required": false, "schema": {"type": "string", "enum": ["1"]},
-            "description": "1: this request does not count as activity."});
+        let passive = json!({"name": "X-Session-Passive", "in": "header", "required": false, "schema": {"type": "string", "example": "1"},
+            "description": "1: this request does not count as activity; anything else says nothing."});
         match operation.get_mut("parameters").and_then(Value::as_array_mut) {
             Some(parameters) => parameters.push(passive),
             None => operation["parameters"] = json!([passive]),
@@ -75,10 +92,15 @@ fn complete_operation(method: &str, operation: &mut Value) {
         }
     }
     let metered = operation["responses"]["429"]["headers"].get("RateLimit").is_some();
+    let is_page = operation["tags"][0] == "Pages";
     for (status, response) in operation["responses"].as_object_mut().into_iter().flatten() {
         complete_response(status, response);
         if metered && (status == "429" || status.starts_with('2')) {
             tell_of_the_limit(response);
+        }
+        if is_page && ["403", "422"].contains(&status.as_str()) {
+            // What a reader of the page can do something about is told on a page.
+            response["content"]["text/html"] = json!({"schema": {"type": "string"}});
         }
     }
 }

@@ -14,6 +14,7 @@ use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::account::password_change::void_password;
 use crate::account::{email_change, email_verification, password_reset};
@@ -242,8 +243,18 @@ pub async fn verify_page(State(app): State<App>, Path(token): Path<String>) -> R
     verify_form(&app, &token).show(&app, StatusCode::OK)
 }
 
+/// What the form sends, for the document.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+struct VerifyFields {
+    /// The account's password; not needed with a session of that account.
+    #[schema(format = Password)]
+    password: Option<String>,
+}
+
 /// Confirms an address, as `POST /email/verify`.
 #[utoipa::path(post, path = "/security/verify/{token}", tag = "Pages", operation_id = "verify_by_page", params(("token" = String, Path)),
+    request_body(content = Option<VerifyFields>, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String),
         (status = 429, content_type = "text/html", body = String)))]
 pub async fn verify(State(app): State<App>, client: Client, headers: HeaderMap, Path(token): Path<String>, body: Bytes) -> Result<Response, Error> {
@@ -274,8 +285,18 @@ pub async fn reset_page(State(app): State<App>, Path(token): Path<String>) -> Re
     reset_form(&app, &token).show(&app, StatusCode::OK)
 }
 
+/// What the form sends, for the document.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+struct ResetFields {
+    /// As for `POST /password/reset`.
+    #[schema(format = Password)]
+    new_password: Option<String>,
+}
+
 /// Sets a new password, as `POST /password/reset`.
 #[utoipa::path(post, path = "/security/reset/{token}", tag = "Pages", operation_id = "reset_by_page", params(("token" = String, Path)),
+    request_body(content = Option<ResetFields>, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
 pub async fn reset(State(app): State<App>, client: Client, headers: HeaderMap, Path(token): Path<String>, body: Bytes) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };

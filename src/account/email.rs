@@ -26,8 +26,10 @@ impl Email {
             return None;
         }
         let (local, domain) = text.rsplit_once('@')?;
-        // A leading hyphen is an option to a mail program's command line.
-        if local.starts_with('-') || !local.split('.').all(is_atom) {
+        // A leading hyphen is an option to a mail program's command line. Composed, since a mail program may compose it too: the
+        // Greek question mark is then a semicolon, which parts the addresses of a list.
+        let composed: String = local.nfc().collect();
+        if local.starts_with('-') || ![local, &composed].into_iter().all(|form| form.split('.').all(is_atom)) {
             return None;
         }
         let domain = idna::domain_to_ascii_strict(domain).ok()?.to_lowercase();
@@ -144,6 +146,8 @@ mod tests {
             "a@localhost",
             "a@127.0.0.1",
             "a@\u{200b}x.test",
+            // The Greek question mark, which is a semicolon once it is composed.
+            "a\u{37e}b@x.test",
             &long,
         ];
         for text in odd {

@@ -63,7 +63,7 @@ pub async fn ask(
 #[derive(ToSchema)]
 pub struct EmailChange {
     /// One plain address, at most 254 bytes.
-    #[schema(value_type = String, format = Email, example = "ada@example.org")]
+    #[schema(value_type = String, format = Email, max_length = 254, example = "ada@example.org")]
     email: Email,
     /// The one that counts now.
     #[schema(value_type = String, format = Password)]

@@ -166,7 +166,7 @@ async fn post_link(app: &App, client: &Client, headers: &HeaderMap, ask: SendAga
 #[derive(ToSchema)]
 pub struct SendAgain {
     /// The account's address, in any case; without it, the account that is signed in.
-    #[schema(value_type = String, format = Email, required = false, example = "ada@example.com")]
+    #[schema(value_type = String, format = Email, max_length = 254, required = false, example = "ada@example.com")]
     email: Option<Email>,
 }
 

@@ -66,7 +66,7 @@ pub async fn log_in(
 #[derive(ToSchema)]
 pub struct PasswordLogin {
     /// The account's address, in any case.
-    #[schema(value_type = String, format = Email, example = "ada@example.com")]
+    #[schema(value_type = String, format = Email, max_length = 254, example = "ada@example.com")]
     email: Email,
     /// Whatever was typed.
     #[schema(value_type = String, format = Password)]

@@ -59,7 +59,7 @@ pub async fn rename(
 #[derive(ToSchema)]
 pub struct Rename {
     /// At most 200 characters, no control characters; may be empty.
-    #[schema(max_length = 200)]
+    #[schema(max_length = 200, pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$")]
     name: String,
 }
 

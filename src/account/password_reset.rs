@@ -48,7 +48,7 @@ async fn post_link(app: &App, client: &Client, email: Email) -> Result<StatusCod
 #[derive(ToSchema)]
 pub struct Forgotten {
     /// The account's address, in any case.
-    #[schema(value_type = String, format = Email, example = "ada@example.com")]
+    #[schema(value_type = String, format = Email, max_length = 254, example = "ada@example.com")]
     email: Email,
 }
 

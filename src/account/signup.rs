@@ -83,13 +83,13 @@ async fn by_letter(app: &App, client: &Client, ask: SignUp) -> Result<Response, 
 #[derive(ToSchema)]
 pub struct SignUp {
     /// One plain address, at most 254 bytes.
-    #[schema(value_type = String, format = Email, example = "ada@example.com")]
+    #[schema(value_type = String, format = Email, max_length = 254, example = "ada@example.com")]
     email: Email,
     /// `PASSWORD_MIN_LENGTH` (8) to 256 characters, not a common one.
     #[schema(value_type = String, format = Password, min_length = 8, max_length = 256)]
     password: Password,
     /// At most 200 characters.
-    #[schema(value_type = String, required = false, max_length = 200)]
+    #[schema(value_type = String, required = false, max_length = 200, pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$")]
     name: String,
 }
 
