@@ -65,7 +65,9 @@ fn body_of(operation: &mut Value) -> Option<String> {
     let content = operation.pointer_mut("/requestBody/content")?.as_object_mut()?;
     for body in content.values_mut() {
         let present = body["schema"]["oneOf"].as_array().and_then(|either| either.iter().find(|one| one.get("$ref").is_some())).cloned();
-        present.map(|present| body["schema"] = present);
+        if let Some(present) = present {
+            body["schema"] = present;
+        }
     }
     content.get("application/json")?["schema"]["$ref"].as_str()?.rsplit('/').next().map(String::from)
 }
