@@ -171,7 +171,7 @@ fn source(ip: IpAddr) -> (Over, Key) {
 pub struct Attempt {
     guess: Guess,
     counted: Vec<Counted>,
-    _in_flight: Arc<InFlight>,
+    in_flight: Arc<InFlight>,
 }
 
 /// What it has done to one counter.
@@ -225,7 +225,10 @@ where
             (Some(full), _) => full.line_up(&app.line, landed, place.take())?,
             (None, Some(behind_the_others)) => behind_the_others,
             (None, None) => match count(app, guess).await? {
-                Ok(attempt) => return Ok((found, attempt)),
+                Ok(attempt) => {
+                    place.into_iter().for_each(|place| place.let_in(&attempt.in_flight));
+                    return Ok((found, attempt));
+                }
                 Err(full) => full.line_up(&app.line, landed, place.take())?,
             },
         };
@@ -245,7 +248,7 @@ where
 async fn count(app: &App, guess: Guess) -> Result<Result<Attempt, Full>, Error> {
     let in_flight = Arc::new(app.line.enter(guess.stakes.iter().map(|stake| stake.key).collect()));
     if guess.stakes.is_empty() {
-        return Ok(Ok(Attempt { guess, counted: Vec::new(), _in_flight: in_flight }));
+        return Ok(Ok(Attempt { guess, counted: Vec::new(), in_flight }));
     }
     // It lands with the transaction, also when the caller is gone before that.
     let (stakes, flight) = (guess.stakes.clone(), in_flight.clone());
@@ -253,7 +256,7 @@ async fn count(app: &App, guess: Guess) -> Result<Result<Attempt, Full>, Error> 
         let _flight = &flight;
         count_all(tx, &stakes)
     });
-    Ok(counted.await?.map(|counted| Attempt { guess, counted, _in_flight: in_flight }))
+    Ok(counted.await?.map(|counted| Attempt { guess, counted, in_flight }))
 }
 
 impl Attempt {

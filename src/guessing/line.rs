@@ -6,7 +6,7 @@
 //! flight is not known here: there a newcomer is refused, and asked to come back.
 //!
 //! Nobody is forgotten in the line: a place is taken only while somebody is in flight, whoever lands calls the next one, and
-//! whoever leaves the line, for whatever reason, passes the call on. An entry goes with the last who needs it.
+//! whoever leaves the line without having been let in passes the call on. An entry goes with the last who needs it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -98,7 +98,7 @@ impl Line {
             return Next::Overloaded;
         }
         entry.waiting += 1;
-        Next::Wait(Place { line: self.clone(), key, turn: entry.turn.clone() })
+        Next::Wait(Place { line: self.clone(), key, turn: entry.turn.clone(), calls_next: true })
     }
 
     /// Nobody is in flight, and nobody waits.
@@ -108,13 +108,13 @@ impl Line {
 }
 
 impl State {
-    /// Takes somebody out, and calls the next one.
-    fn leave(&mut self, key: &Key, out: impl FnOnce(&mut Entry)) {
+    /// Takes somebody out, and calls the next one if they are to.
+    fn leave(&mut self, key: &Key, calls_next: bool, out: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.counters.get_mut(key) else { return };
         out(entry);
         if entry.in_flight == 0 && entry.waiting == 0 {
             self.counters.remove(key);
-        } else {
+        } else if calls_next {
             entry.turn.notify_one();
         }
     }
@@ -130,7 +130,7 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let mut state = self.line.lock();
         state.landed += 1;
-        self.keys.iter().for_each(|key| state.leave(key, |entry| entry.in_flight -= 1));
+        self.keys.iter().for_each(|key| state.leave(key, true, |entry| entry.in_flight -= 1));
     }
 }
 
@@ -139,6 +139,7 @@ pub struct Place {
     line: Line,
     key: Key,
     turn: Arc<Notify>,
+    calls_next: bool,
 }
 
 impl Place {
@@ -146,18 +147,26 @@ impl Place {
     pub async fn turn(&self) {
         self.turn.notified().await;
     }
+
+    /// Leaves the line for the flight, whose landing calls the next one. Who is called for nothing loses their place to those
+    /// behind them.
+    pub fn let_in(mut self, flight: &InFlight) {
+        self.calls_next = !flight.keys.contains(&self.key);
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         // Called or not: somebody else may find room.
-        self.line.lock().leave(&self.key, |entry| entry.waiting -= 1);
+        let calls_next = self.calls_next;
+        self.line.lock().leave(&self.key, calls_next, |entry| entry.waiting -= 1);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
 
     const KEY: Key = Key([7; 32]);
 
@@ -231,6 +240,22 @@ mod tests {
         // Whoever waits is being called; there is nobody left who could call a newcomer.
         assert!(line.behind([KEY]).is_none());
         drop(place);
+        assert!(line.is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_is_let_in_calls_nobody_before_they_land() {
+        let line = Line::default();
+        let flying = line.enter(vec![KEY]);
+        let (first, second) = (wait(&line, None), wait(&line, None));
+        drop(flying);
+        first.turn().await;
+        let flying = line.enter(vec![KEY]);
+        first.let_in(&flying);
+        assert!(second.turn().now_or_never().is_none());
+        drop(flying);
+        second.turn().await;
+        drop(second);
         assert!(line.is_empty());
     }
 
