@@ -471,19 +471,20 @@ impl Db {
             })
             .await?;
             match rerun {
-                Some(Rerun::Conflict) if attempt < ATTEMPTS => self.step_aside(attempt).await,
+                Some(Rerun::Conflict) => self.step_aside(attempt).await,
                 // Whoever loses the third connection has lost the database.
                 Some(Rerun::Lost) if attempt < 3 => {}
                 _ => return out.0,
             }
             f = out.1;
         }
-        Err(Fault::unavailable("too many others write the same").into())
+        Err(Fault::unavailable("too many others write the same; try again").into())
     }
 
-    /// Waits a little, each time for longer, and not as long as the others do.
+    /// Waits a little, each time for longer, and not as long as the others do. Those of other instances, and at the command
+    /// line, stop at no gate of ours: whoever loses to them again and again gets through when their rush is over.
     async fn step_aside(&self, attempt: u32) {
-        let longest = 300 << attempt.min(6);
+        let longest = 300 << attempt.min(10);
         let chance = u64::from_be_bytes(self.setting.chance.bytes());
         tokio::time::sleep(Duration::from_micros(chance % longest)).await;
     }
@@ -543,7 +544,7 @@ where
     }
 }
 
-/// How often a transaction is run before its caller is told to come again: the last of these waits are 20 ms.
+/// How often a transaction is run before its caller is told to come again: the last of these waits are up to 0.3 s.
 const ATTEMPTS: u32 = 20;
 /// How long a look at the file may take before it counts as failed.
 const LOOK_TAKES: Duration = Duration::from_millis(500);

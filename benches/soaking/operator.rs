@@ -15,6 +15,8 @@ use crate::process::{PASSWORD, Place, integrity_of};
 
 /// Within this time the server must know what the command line has ended.
 const PROMISED: Duration = Duration::from_secs(1);
+/// How often a command is tried that is put off because too many others write the same.
+const TRIES: u32 = 3;
 
 /// How backups are made.
 pub enum Keeper {
@@ -58,7 +60,7 @@ impl<'a> Operator<'a> {
         let mut turn = 0;
         while !town.is_over() && !town.is_killed() {
             match turn % 4 {
-                0 => self.run("purge", &["purge"]),
+                0 => drop(self.run("purge", &["purge"])),
                 1 => self.back_up(),
                 // Only a killed server breaks off here.
                 _ => drop(self.close_and_open(town)),
@@ -68,14 +70,24 @@ impl<'a> Operator<'a> {
         }
     }
 
-    fn run(&mut self, what: &'static str, args: &[&str]) {
-        let begun = Instant::now();
-        let done = self.place.run(args);
-        self.book.took(what, begun.elapsed());
-        self.book.counted(what);
-        if done.code != Some(0) {
-            self.book.fault(format!("holdfast {}: {:?} {}", args.join(" "), done.code, done.stderr));
+    /// Runs a command; whether it did what it was told. One that is put off, as a request is by a `503`, is tried again.
+    fn run(&mut self, what: &'static str, args: &[&str]) -> bool {
+        for _ in 0..TRIES {
+            let begun = Instant::now();
+            let done = self.place.run(args);
+            self.book.took(what, begun.elapsed());
+            self.book.counted(what);
+            if done.code == Some(0) {
+                return true;
+            }
+            if !done.stderr.contains("try again") {
+                self.book.fault(format!("holdfast {}: {:?} {}", args.join(" "), done.code, done.stderr));
+                return false;
+            }
+            self.book.counted("commands put off");
         }
+        self.book.fault(format!("holdfast {} was put off {TRIES} times", args.join(" ")));
+        false
     }
 
     fn back_up(&mut self) {
@@ -126,8 +138,8 @@ impl<'a> Operator<'a> {
     }
 
     fn close_and_open(&mut self, town: &Town) -> Result<(), Broke> {
-        if self.closed {
-            self.open();
+        if self.closed && !self.open() {
+            return Ok(());
         }
         if self.token.is_none() && self.sign_in(town)?.0 == 401 {
             let (status, code, token) = self.ask(town, 0, &Ask::new("sign-up", "POST", "/signup").saying(json!({"email": EMAIL, "password": PASSWORD})))?;
@@ -137,9 +149,12 @@ impl<'a> Operator<'a> {
             }
             self.token = token;
         }
-        let Some(token) = self.token.take() else { return Ok(()) };
+        let Some(token) = self.token.clone() else { return Ok(()) };
         let since = Instant::now();
-        self.close();
+        if !self.close() {
+            return Ok(());
+        }
+        self.token = None;
         let dead = Dead { token, code: "session_revoked", since };
         for door in 0..self.doors.count() {
             self.is_noticed(town, door, &dead)?;
@@ -149,7 +164,9 @@ impl<'a> Operator<'a> {
         if refused != (401, "invalid_credentials".into()) {
             self.book.fault(format!("a closed account is signed in to: {refused:?}"));
         }
-        self.open();
+        if !self.open() {
+            return Ok(());
+        }
         match self.sign_in(town)? {
             (200, _) => Ok(()),
             other => {
@@ -159,16 +176,22 @@ impl<'a> Operator<'a> {
         }
     }
 
-    fn close(&mut self) {
-        self.run("user disable", &["user", "disable", EMAIL]);
-        self.closed = true;
-        ["account_disabled", "sessions_revoked"].into_iter().for_each(|kind| self.book.happened(kind));
+    fn close(&mut self) -> bool {
+        let done = self.run("user disable", &["user", "disable", EMAIL]);
+        if done {
+            self.closed = true;
+            ["account_disabled", "sessions_revoked"].into_iter().for_each(|kind| self.book.happened(kind));
+        }
+        done
     }
 
-    fn open(&mut self) {
-        self.run("user enable", &["user", "enable", EMAIL]);
-        self.closed = false;
-        self.book.happened("account_enabled");
+    fn open(&mut self) -> bool {
+        let done = self.run("user enable", &["user", "enable", EMAIL]);
+        if done {
+            self.closed = false;
+            self.book.happened("account_enabled");
+        }
+        done
     }
 
     /// Asks until an instance knows; whoever is let in by a request that began after the promised time is a fault.
