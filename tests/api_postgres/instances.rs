@@ -200,7 +200,8 @@ async fn of_parallel_rotations_on_two_instances_exactly_one_wins() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_parallel_sign_ups_with_one_address_on_two_instances_exactly_one_wins() {
-    let (here, there) = two().await;
+    let here = Stage::without_limits().await;
+    let there = here.another().await;
     for round in 0..5 {
         let name = format!("ana{round}");
         let browsers = (0..MANY).map(|n| if n % 2 == 0 { here.anon() } else { there.anon() });
