@@ -39,7 +39,7 @@ impl Token {
 
     /// Writes it for a cookie or a link. The only way out.
     pub fn reveal(&self) -> Zeroizing<String> {
-        Zeroizing::new(URL_SAFE_NO_PAD.encode(*self.0))
+        Zeroizing::new(URL_SAFE_NO_PAD.encode(self.0.as_slice()))
     }
 
     /// What is stored and looked up.
