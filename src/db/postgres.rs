@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::{ConfigConnectImpl, Connect, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
-use futures_util::future::{FutureExt, join, try_join_all};
+use futures_util::future::{FutureExt, join, join_all};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::task::JoinHandle;
@@ -368,11 +368,13 @@ impl Driver for Conn {
         self.wait_for(async |conn: &Self| {
             let statement = &conn.prepare(sql, first).await?;
             let client = conn.client()?;
-            let all = try_join_all(batch.iter().map(|args| async move {
+            let each = batch.iter().map(|args| async move {
                 let args = refs(args);
                 client.execute(statement, &args).await
-            }));
-            Ok(conn.with_begin(begin, all).await?.into_iter().sum())
+            });
+            // To the end of all: the first that fails says why, and what comes after it only that something has failed before.
+            let all = async { join_all(each).await.into_iter().sum() };
+            conn.with_begin(begin, all).await
         })
     }
 
