@@ -134,7 +134,7 @@ fn in_words(seconds: u32) -> String {
 }
 
 fn hash_of(token: &str) -> Result<TokenHash, Error> {
-    Token::read(token).map(|token| token.hash()).ok_or_else(|| Refusal::InvalidToken.into())
+    TokenHash::of_written(token).ok_or_else(|| Refusal::InvalidToken.into())
 }
 
 /// A field of an urlencoded body; an empty one is none.

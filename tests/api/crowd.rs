@@ -325,17 +325,11 @@ fn http_2_tells_its_limits() {
     assert_eq!((value(3), value(6)), (Some(100), Some(32 * 1024)));
 }
 
-/// Rapid Reset, CVE-2023-44487.
-#[test]
-fn streams_that_are_opened_and_reset_end_their_connection() {
+/// Sends all of it on one connection of HTTP/2, which the server ends and is none the worse for.
+fn ends_its_connection(flood: Vec<u8>) {
     let place = Place::new();
     let server = place.start();
     let mut line = Http2::open(&server);
-    let mut flood = Vec::new();
-    for n in 0..10_000 {
-        flood.extend(frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &request(GET, "/openapi.json", &[])));
-        flood.extend(frame(RST_STREAM, 0, 2 * n + 1, &8u32.to_be_bytes()));
-    }
     // It may be closed before all is written.
     let _ = line.wire.send(flood);
     if let Some(reason) = line.goodbye() {
@@ -344,23 +338,27 @@ fn streams_that_are_opened_and_reset_end_their_connection() {
     server.is_well();
 }
 
+/// Rapid Reset, CVE-2023-44487.
+#[test]
+fn streams_that_are_opened_and_reset_end_their_connection() {
+    let mut flood = Vec::new();
+    for n in 0..10_000 {
+        flood.extend(frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &request(GET, "/openapi.json", &[])));
+        flood.extend(frame(RST_STREAM, 0, 2 * n + 1, &8u32.to_be_bytes()));
+    }
+    ends_its_connection(flood);
+}
+
 /// MadeYouReset, CVE-2025-8671: mistakes that make the server reset a stream whose request it works on.
 #[test]
 fn streams_that_the_server_is_made_to_reset_end_their_connection() {
-    let place = Place::new();
-    let server = place.start();
-    let mut line = Http2::open(&server);
     let mut flood = Vec::new();
     for n in 0..1000 {
         flood.extend(frame(HEADERS, END_HEADERS, 2 * n + 1, &request(POST, "/login", &[("content-type", "application/json"), ("content-length", "10")])));
         // More than a window can be.
         flood.extend(frame(WINDOW_UPDATE, 0, 2 * n + 1, &0x7fff_ffff_u32.to_be_bytes()));
     }
-    let _ = line.wire.send(flood);
-    if let Some(reason) = line.goodbye() {
-        assert_eq!(reason, ENHANCE_YOUR_CALM);
-    }
-    server.is_well();
+    ends_its_connection(flood);
 }
 
 /// CVE-2024-27316: headers that never end, in large frames and in empty ones.

@@ -505,15 +505,20 @@ async fn of_a_thousand_wrong_passwords_at_once_ten_are_checked() {
     assert_eq!(events(&stage, "sign_in_failed"), 10);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_a_burst_from_one_source_over_many_accounts_as_many_are_checked_as_it_may_try() {
-    let stage = Stage::with(&[("GUESS_LIMIT_SOURCE", "20/15m")]).await;
+/// One wrong password for each of 200 accounts, all from one source; the status of each answer.
+async fn guess_at_many_at_once(stage: &Stage) -> Vec<u16> {
     let mut runs = JoinSet::new();
     for n in 0..200 {
         let browser = stage.anon();
         runs.spawn(async move { try_password(&browser, &format!("user{n}@example.com"), WRONG).await.status.as_u16() });
     }
-    let answers = runs.join_all().await;
+    runs.join_all().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_a_burst_from_one_source_over_many_accounts_as_many_are_checked_as_it_may_try() {
+    let stage = Stage::with(&[("GUESS_LIMIT_SOURCE", "20/15m")]).await;
+    let answers = guess_at_many_at_once(&stage).await;
     let checked = answers.iter().filter(|status| **status == 401).count() as i64;
     assert_eq!((checked, events(&stage, "sign_in_failed")), (20, 20));
 }
@@ -522,12 +527,7 @@ async fn of_a_burst_from_one_source_over_many_accounts_as_many_are_checked_as_it
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_was_refused_for_want_of_time_does_not_count() {
     let stage = Stage::with(&[("GUESS_LIMIT_SOURCE", "1000/15m"), ("HASH_THREADS", "1"), ("ARGON2_ITERATIONS", "300")]).await;
-    let mut runs = JoinSet::new();
-    for n in 0..200 {
-        let browser = stage.anon();
-        runs.spawn(async move { try_password(&browser, &format!("user{n}@example.com"), WRONG).await.status.as_u16() });
-    }
-    let answers = runs.join_all().await;
+    let answers = guess_at_many_at_once(&stage).await;
     let checked = answers.iter().filter(|status| **status == 401).count() as i64;
     assert_eq!(answers.iter().filter(|status| **status == 503).count() as i64, 200 - checked);
     wait_until_nobody_is_in_flight(&stage).await;
