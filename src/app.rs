@@ -9,6 +9,7 @@ use axum::body::Bytes;
 use uuid::Uuid;
 
 use crate::chance::Chance;
+use crate::client::Devices;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::cookie::Cookies;
@@ -35,6 +36,8 @@ pub struct Parts {
     pub db: Db,
     /// The threads that hash passwords.
     pub hasher: Hasher,
+    /// The thread that names devices.
+    pub devices: Devices,
     /// How often strangers may ask for what costs something.
     pub floods: Floods,
     /// Who tries a password right now, and who waits for what comes of it.
@@ -70,7 +73,7 @@ impl Deref for App {
 }
 
 impl App {
-    /// Opens the database and starts the hashing threads.
+    /// Opens the database and starts the threads that hash and name.
     ///
     /// # Errors
     /// The database cannot be used; the text says why in one line.
@@ -102,6 +105,7 @@ impl App {
             clock,
             db,
             hasher,
+            devices: Devices::start()?,
             line: Line::default(),
             instance: Uuid::from_bytes(chance.bytes()),
             serving: Serving::default(),

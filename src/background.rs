@@ -52,6 +52,14 @@ pub fn start(app: &App) -> JoinSet<()> {
     tasks
 }
 
+/// Puts this thread behind those that answer requests.
+pub fn at_lowest_priority() {
+    if cfg!(target_os = "linux") {
+        // Only Linux counts a thread's nice value on its own; where it is forbidden, the thread runs at normal priority.
+        let _ = rustix::process::setpriority_process(None, 19);
+    }
+}
+
 /// Does a deed at an interval, for ever. Its trouble is told once when it begins and once when it is over.
 async fn every<F>(period: Duration, app: App, name: &'static str, deed: impl Fn(App) -> F)
 where

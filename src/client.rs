@@ -17,11 +17,10 @@ use axum::http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 use crate::app::App;
-use crate::db::Fault;
 use crate::error::{Error, Refusal};
 use crate::event::Scene;
 
-pub use device::Device;
+pub use device::{Device, Devices};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Longer agents are cut: what lies beyond is padding.
@@ -39,23 +38,21 @@ pub struct Client {
     /// `User-Agent`, cut at 512 characters, without control characters.
     pub user_agent: String,
     hints: device::Hints,
+    devices: Devices,
 }
 
 impl Client {
-    /// Reads what the headers say of who calls, as far as these proxies vouch for it.
-    pub fn of(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
-        Client { ip: client_ip(peer, headers, trusted), user_agent: user_agent(headers), hints: device::Hints::of(headers) }
+    /// Reads what the headers say of who calls, as far as these proxies vouch for it; `devices` will name the device.
+    pub fn of(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet], devices: &Devices) -> Self {
+        Client { ip: client_ip(peer, headers, trusted), user_agent: user_agent(headers), hints: device::Hints::of(headers), devices: devices.clone() }
     }
 
-    /// Names the device. Costs a few hundred regular expressions, so it is done on a thread that may take its time, and only
-    /// where something is to be recorded.
+    /// Names the device. Unless it was named before that takes milliseconds, so only where something is to be recorded.
     ///
     /// # Errors
     /// The naming panicked.
     pub async fn device(&self) -> Result<Device, Error> {
-        let (agent, hints) = (self.user_agent.clone(), self.hints.clone());
-        let named = tokio::task::spawn_blocking(move || Device::of(&agent, &hints)).await;
-        named.map_err(|e| Fault::broken(format!("a device could not be named: {e}")).into())
+        Ok(self.devices.name(&self.user_agent, &self.hints).await?)
     }
 
     /// Where it is and what it is, for the record of what it does.
@@ -77,7 +74,7 @@ impl FromRequestParts<App> for Client {
         if parts.headers.contains_key(FORWARDED_FOR) && !is_trusted(peer.ip(), trusted) && !app.told_of_untrusted_proxy.swap(true, Ordering::Relaxed) {
             tracing::warn!(peer = %peer.ip(), "X-Forwarded-For from a peer that is not in TRUSTED_PROXIES is ignored; if that is your proxy, add it: until then all its clients are one source");
         }
-        Ok(Client::of(peer.ip(), &parts.headers, trusted))
+        Ok(Client::of(peer.ip(), &parts.headers, trusted, &app.devices))
     }
 }
 

@@ -9,7 +9,7 @@ use axum_extra::extract::cookie::CookieJar;
 use ipnet::IpNet;
 use tokio::runtime::Runtime;
 
-use holdfast::client::{Client, Device};
+use holdfast::client::{Client, Device, Devices};
 use holdfast::clock::Timestamp;
 use holdfast::config::{Config, Variables};
 use holdfast::cookie::{Cookies, Name};
@@ -89,7 +89,7 @@ pub fn forwarded(data: &[u8]) {
     let mut lines = lines(data);
     let peer = lines.next().and_then(|line| std::str::from_utf8(line).ok()?.parse().ok()).unwrap_or(IpAddr::from([127, 0, 0, 1]));
     let headers = header(FORWARDED_FOR, lines);
-    let ip = Client::of(peer, &headers, &TRUSTED).ip;
+    let ip = Client::of(peer, &headers, &TRUSTED, &DEVICES).ip;
     assert_eq!(ip, walked(peer.to_canonical(), headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes)));
     assert_eq!(ip, ip.to_canonical());
     if is_trusted(ip) {
@@ -99,7 +99,7 @@ pub fn forwarded(data: &[u8]) {
     for lie in ["6.6.6.6", "10.6.6.6", "nonsense", "[", ","] {
         let values = headers.get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
         let lied = header(FORWARDED_FOR, std::iter::once(lie.as_bytes()).chain(values));
-        assert_eq!(Client::of(peer, &lied, &TRUSTED).ip, ip, "{lie}");
+        assert_eq!(Client::of(peer, &lied, &TRUSTED, &DEVICES).ip, ip, "{lie}");
     }
 }
 
@@ -124,13 +124,14 @@ fn address(text: &str) -> Option<IpAddr> {
     text.parse().ok().or_else(with_port).or_else(bracketed).map(|ip: IpAddr| ip.to_canonical())
 }
 
+static DEVICES: LazyLock<Devices> = LazyLock::new(|| Devices::start().expect("a thread"));
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| tokio::runtime::Builder::new_current_thread().build().expect("a runtime"));
 
 /// An agent, and two hints. A device is named in our own few words, whatever it calls itself.
 pub fn user_agent(data: &[u8]) {
     let names = [USER_AGENT, HeaderName::from_static("sec-ch-ua-platform"), HeaderName::from_static("sec-ch-ua-mobile")];
     let pairs = names.into_iter().zip(lines(data)).filter_map(|(name, line)| Some((name, HeaderValue::from_bytes(line).ok()?)));
-    let client = Client::of(IpAddr::from([127, 0, 0, 1]), &pairs.collect(), &[]);
+    let client = Client::of(IpAddr::from([127, 0, 0, 1]), &pairs.collect(), &[], &DEVICES);
     assert!(client.user_agent.chars().count() <= 512 && !client.user_agent.contains(char::is_control));
     let Device { name, kind } = RUNTIME.block_on(client.device()).expect("a device can always be named");
     assert!(["desktop", "mobile", "tablet", "bot", "other"].contains(&kind), "{kind}");

@@ -2,10 +2,93 @@
 //!
 //! Versions are left out: browsers freeze them (macOS "10.15.7" for ever), and nobody recognises a phone by them.
 
-use std::sync::LazyLock;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
 
 use axum::http::HeaderMap;
 use simple_useragent::UserAgentParser;
+use tokio::sync::oneshot;
+
+use crate::background::at_lowest_priority;
+use crate::db::Fault;
+
+/// Names that are remembered. Whoever fills them with inventions makes the next names slow, and nothing else.
+const REMEMBERED: usize = 1024;
+
+/// Names devices, and remembers the names that it gave.
+///
+/// A name takes a few hundred regular expressions: two to ten milliseconds, and some 40 MiB of working memory that each thread
+/// which runs them keeps. So one thread names all devices, at the lowest priority. Cheap to clone; all clones are one.
+#[derive(Clone, Debug)]
+pub struct Devices(Arc<Names>);
+
+#[derive(Debug)]
+struct Names {
+    given: Mutex<HashMap<Described, Device>>,
+    /// As long as the requests that wait, whose number is bounded.
+    asked: mpsc::Sender<(Described, oneshot::Sender<Device>)>,
+}
+
+/// What a name is made from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Described {
+    agent: String,
+    hints: Hints,
+}
+
+impl Devices {
+    /// Starts the thread. It prepares the rules at once, so that the first sign-in need not wait for them.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn start() -> Result<Self, Fault> {
+        let (asked, asks) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("devices".into());
+        thread.spawn(move || name_all(&asks)).map_err(|e| Fault::broken(format!("no thread for naming devices: {e}")))?;
+        Ok(Devices(Arc::new(Names { given: Mutex::default(), asked })))
+    }
+
+    /// Names a device.
+    ///
+    /// # Errors
+    /// The naming panicked.
+    pub(super) async fn name(&self, agent: &str, hints: &Hints) -> Result<Device, Fault> {
+        let described = Described { agent: agent.into(), hints: hints.clone() };
+        if let Some(device) = self.given().get(&described) {
+            return Ok(device.clone());
+        }
+        let (answer, named) = oneshot::channel();
+        let unnamed = || Fault::broken("a device could not be named");
+        self.0.asked.send((described.clone(), answer)).map_err(|_| unnamed())?;
+        let device = named.await.map_err(|_| unnamed())?;
+        let mut given = self.given();
+        if given.len() >= REMEMBERED {
+            given.clear();
+        }
+        given.insert(described, device.clone());
+        Ok(device)
+    }
+
+    fn given(&self) -> MutexGuard<'_, HashMap<Described, Device>> {
+        self.0.given.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Names devices until nobody can ask any more. A panic costs its own request only.
+fn name_all(asks: &mpsc::Receiver<(Described, oneshot::Sender<Device>)>) {
+    at_lowest_priority();
+    LazyLock::force(&PARSER).parse("");
+    for (Described { agent, hints }, answer) in asks {
+        if answer.is_closed() {
+            continue;
+        }
+        if let Ok(device) = catch_unwind(AssertUnwindSafe(|| Device::of(&agent, &hints))) {
+            // Whoever asked may have gone meanwhile.
+            let _ = answer.send(device);
+        }
+    }
+}
 
 /// A device, as its headers describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +100,7 @@ pub struct Device {
 }
 
 /// The low-entropy client hints, where a browser sends them: they say what a frozen agent no longer does.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Hints {
     platform: Option<String>,
     mobile: bool,
@@ -31,12 +114,10 @@ impl Hints {
     }
 }
 
-/// Built at the first sign-in, not at start: the rules are a few hundred regular expressions.
 static PARSER: LazyLock<UserAgentParser> = LazyLock::new(UserAgentParser::new);
 
 impl Device {
-    /// Names the device of an agent.
-    pub(super) fn of(agent: &str, hints: &Hints) -> Self {
+    fn of(agent: &str, hints: &Hints) -> Self {
         let parsed = PARSER.parse(agent);
         let (family, os) = (parsed.client.family.as_str(), parsed.os.family.as_str());
         if is_bot(agent, family) {
@@ -201,6 +282,22 @@ mod tests {
         for (agent, name, kind) in samples {
             assert_eq!(named(agent), (name.to_string(), kind), "{agent}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_name_is_remembered_and_inventions_do_not_fill_the_memory() {
+        let devices = Devices::start().expect("a thread");
+        let (agent, hints) = ("curl/8.5.0", Hints::default());
+        let given = Device { name: "curl".into(), kind: "other" };
+        assert_eq!(devices.name(agent, &hints).await.expect("a name"), given);
+        devices.given().values_mut().for_each(|device| device.name = "remembered".into());
+        assert_eq!(devices.name(agent, &hints).await.expect("a name").name, "remembered");
+        for n in 0..REMEMBERED {
+            let invented = Described { agent: n.to_string(), hints: Hints::default() };
+            devices.given().insert(invented, given.clone());
+        }
+        devices.name("Wget/1.21", &hints).await.expect("a name");
+        assert!(devices.given().len() <= REMEMBERED);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 use super::password::{Cost, Memory, Password, PasswordHash};
+use crate::background::at_lowest_priority;
 use crate::chance::Chance;
 use crate::config::Config;
 use crate::db::Fault;
@@ -172,16 +173,12 @@ impl Drop for Hasher {
 }
 
 fn work_off(queue: &Queue) {
-    if cfg!(target_os = "linux") {
-        // Only Linux counts a thread's nice value on its own; where it is forbidden, hashing runs at normal priority.
-        let _ = rustix::process::setpriority_process(None, 19);
-    }
+    at_lowest_priority();
     let mut memory = Memory::default();
     while let Some(job) = next(queue) {
         if (job.wanted)() {
             // A panic here would cost a thread for good; the job's caller hears of it by its channel.
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (job.work)(&mut memory)));
-            memory.forget();
         }
     }
 }

@@ -145,13 +145,6 @@ struct Parsed {
 #[derive(Default)]
 pub struct Memory(Vec<Block>);
 
-impl Memory {
-    /// Wipes the first blocks: with a single pass they would still hold what a guess could be checked against cheaply.
-    pub fn forget(&mut self) {
-        self.0.iter_mut().take(2).for_each(|block| *block = Block::default());
-    }
-}
-
 const HASH_BYTES: usize = 32;
 
 impl PasswordHash {
@@ -223,7 +216,14 @@ fn fill(password: &Password, cost: Cost, salt: &[u8], out: &mut [u8], Memory(blo
     if blocks.len() < needed {
         blocks.resize(needed, Block::default());
     }
-    Argon2::new(Algorithm::Argon2id, Version::V0x13, params).hash_password_into_with_memory(password.0.as_bytes(), salt, out, &mut blocks[..needed])
+    let blocks = &mut blocks[..needed];
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params).hash_password_into_with_memory(password.0.as_bytes(), salt, out, &mut *blocks)?;
+    if cost.iterations == 1 {
+        // After one pass the first blocks are what the password alone makes of them: a guess could be checked against them for
+        // next to nothing. A second pass leaves none that took less than the whole first to make.
+        blocks.fill(Block::default());
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -259,6 +259,13 @@ mod tests {
         assert!(lines.len() > 16_000 && lines.windows(2).all(|pair| pair[0].as_bytes() < pair[1].as_bytes()));
         assert!(lines.iter().all(|line| is_common(line) && line.chars().count() >= 8));
         assert!(!is_common("correct horse battery staple") && !is_common("") && !is_common("zzzzzzzzzzzzz9z"));
+    }
+
+    #[test]
+    fn a_single_pass_leaves_nothing_in_memory_that_a_guess_could_be_checked_against() {
+        let mut memory = Memory::default();
+        PasswordHash::of(&Password::typed("correct horse".into()), CHEAP, &Chance::seeded(1), &mut memory).expect("hashes");
+        assert!(memory.0.iter().all(|block| block.as_ref().iter().all(|word| *word == 0)));
     }
 
     /// PASS-01: nothing is cut off, not at 72 bytes, not at a NUL.

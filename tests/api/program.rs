@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::process::{Browser, Done, PASSWORD, PATIENCE, Place, Server, integrity_of, open_sql, soon};
+use crate::stage::NO_LIMITS;
 
 /// What the command line ends is dead for the server this long after the command's return, at the latest.
 const NOTICE: Duration = Duration::from_secs(1);
@@ -1231,7 +1232,7 @@ fn holds(account: &Account, server: &Server) {
 #[test]
 fn whatever_was_acknowledged_survives_kill_9() {
     let rounds: u64 = std::env::var("HOLDFAST_KILL_ROUNDS").ok().map_or(3, |n| n.parse().expect("a number"));
-    let place = Place::new();
+    let place = Place::with(&NO_LIMITS);
     let chance = RandomState::new();
     let mut server = place.start();
     for round in 0..rounds {
