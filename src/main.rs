@@ -2,6 +2,13 @@
 
 use std::process::ExitCode;
 
+use mimalloc::MiMalloc;
+
+/// Live sessions are many small things among requests that come and go. With the C library's allocator each cost 690 bytes, of
+/// which 290 were its own and the rest gaps; with this one 295.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 fn main() -> ExitCode {
     holdfast::command::main()
 }
