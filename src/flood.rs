@@ -10,19 +10,22 @@
 //! elsewhere. What a flood can make grow is bounded: a source is forgotten once it has everything back, and when very many are
 //! known, newcomers share one count instead of taking the place of others. LOCK-05.
 //!
+//! The log is no way to fill a disk either: lines about what was refused are so many a second ([`Untold`]).
+//!
 //! The answers say how much is left (`RateLimit`, draft-ietf-httpapi-ratelimit-headers-11). Sign-in has nothing of this.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use governor::middleware::StateInformationMiddleware;
+use governor::middleware::{NoOpMiddleware, StateInformationMiddleware};
 use governor::nanos::Nanos;
-use governor::state::StateStore;
+use governor::state::{InMemoryState, NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
 use ipnet::IpNet;
 
@@ -37,18 +40,31 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// Sources that one limit tells apart, in some 5 MB. Whoever comes beyond shares one count.
 const SOURCES: usize = 100_000;
 
+/// Lines of one kind: so many a second, and so many at once.
+const LINES: NonZeroU32 = NonZeroU32::new(20).unwrap();
+const LINES_AT_ONCE: NonZeroU32 = NonZeroU32::new(1000).unwrap();
+
 /// The limits.
 pub struct Floods {
     /// Accounts.
     pub sign_ups: Limit,
     /// Letters that somebody asks for.
     pub letters: Limit,
+    /// Refusals that the log need not tell of.
+    pub refusals: Untold,
+    /// Faults of ours, likewise: while the database is gone every request is one.
+    pub faults: Untold,
 }
 
 impl Floods {
     /// Begins to count.
     pub fn new(config: &Config, clock: &Clock) -> Self {
-        Floods { sign_ups: Limit::new("signup", config.sign_up_limit_source, clock), letters: Limit::new("letter", config.letter_limit_source, clock) }
+        Floods {
+            sign_ups: Limit::new("signup", config.sign_up_limit_source, clock),
+            letters: Limit::new("letter", config.letter_limit_source, clock),
+            refusals: Untold::new(clock),
+            faults: Untold::new(clock),
+        }
     }
 
     /// Forgets every source that has everything back.
@@ -56,6 +72,28 @@ impl Floods {
         for gauge in [&self.sign_ups, &self.letters].into_iter().filter_map(|limit| limit.0.as_ref()) {
             gauge.forget_the_quiet();
         }
+    }
+}
+
+/// What the log does not tell of, because there was too much of it.
+pub struct Untold {
+    lines: RateLimiter<NotKeyed, InMemoryState, Steady, NoOpMiddleware<Nanos>>,
+    count: AtomicU64,
+}
+
+impl Untold {
+    fn new(clock: &Clock) -> Self {
+        let quota = Quota::per_second(LINES).allow_burst(LINES_AT_ONCE);
+        Untold { lines: RateLimiter::direct_with_clock(quota, Steady::of(clock)), count: AtomicU64::new(0) }
+    }
+
+    /// Whether there is a line for this one, and then how many went without before it.
+    pub fn before_this(&self) -> Option<u64> {
+        if self.lines.check().is_ok() {
+            return Some(self.count.swap(0, Ordering::Relaxed));
+        }
+        self.count.fetch_add(1, Ordering::Relaxed);
+        None
     }
 }
 
@@ -283,6 +321,24 @@ mod tests {
             clock.advance(Duration::from_millis(i64::MAX as u64 / 4));
         }
         assert!(gauge.take(source(2)).is_ok());
+    }
+
+    #[test]
+    fn the_log_tells_of_so_many_refusals_and_counts_the_rest() {
+        let clock = Clock::manual(Timestamp(1_795_415_768_123));
+        let untold = Untold::new(&clock);
+        for _ in 0..LINES_AT_ONCE.get() {
+            assert_eq!(untold.before_this(), Some(0));
+        }
+        for _ in 0..7 {
+            assert_eq!(untold.before_this(), None);
+        }
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(untold.before_this(), Some(7));
+        for _ in 1..LINES.get() {
+            assert_eq!(untold.before_this(), Some(0));
+        }
+        assert_eq!(untold.before_this(), None);
     }
 
     /// LOCK-05: neither memory nor anybody's count falls to a flood of sources.

@@ -190,9 +190,32 @@ impl Asked {
             without_body(&mut response);
         }
         if is_logged(&response) {
-            log(&self.id, &self.method, &response, self.begun.elapsed());
+            self.log(&response);
         }
         response
+    }
+
+    /// One line per request. No query, no header, no body: a secret cannot get in.
+    fn log(&self, response: &Response) {
+        let (id, method, status) = (self.id.text(), &self.method, response.status().as_u16());
+        let seen = response.extensions().get::<Seen>();
+        let route = seen.and_then(|seen| seen.route.as_ref()).map_or("-", MatchedPath::as_str);
+        let session = seen.and_then(|seen| seen.session.as_ref());
+        let (user, session) = (session.map(|s| tracing::field::display(s.user_id)), session.map(|s| tracing::field::display(s.id)));
+        let ms = self.begun.elapsed().as_micros() as f64 / 1000.0;
+        let code = response.extensions().get::<Code>().map(|code| code.0);
+        let blame = response.extensions().get::<Blame>();
+        if blame.is_none() && (status < 400 || code == Some(Refusal::Unauthenticated.code())) {
+            tracing::debug!(request_id = id, %method, route, status, ms, user, session, code, "answered");
+            return;
+        }
+        let floods = &self.app.floods;
+        let Some(untold) = (if blame.is_some() { &floods.faults } else { &floods.refusals }).before_this() else { return };
+        let untold = (untold > 0).then_some(untold);
+        match blame {
+            Some(Blame(cause)) => tracing::error!(request_id = id, %method, route, status, ms, user, session, cause = &**cause, untold, "fault"),
+            None => tracing::info!(request_id = id, %method, route, status, ms, user, session, code, untold, "refused"),
+        }
     }
 }
 
@@ -440,24 +463,6 @@ impl RequestId {
 /// Whether the answer will be told in the log: a refusal or a fault always, the others only at the level `debug`.
 fn is_logged(response: &Response) -> bool {
     response.status().as_u16() >= 400 || tracing::enabled!(tracing::Level::DEBUG)
-}
-
-/// One line per request. No query, no header, no body: a secret cannot get in.
-fn log(id: &RequestId, method: &Method, response: &Response, took: Duration) {
-    let (id, status) = (id.text(), response.status().as_u16());
-    let seen = response.extensions().get::<Seen>();
-    let route = seen.and_then(|seen| seen.route.as_ref()).map_or("-", MatchedPath::as_str);
-    let session = seen.and_then(|seen| seen.session.as_ref());
-    let (user, session) = (session.map(|s| tracing::field::display(s.user_id)), session.map(|s| tracing::field::display(s.id)));
-    let ms = took.as_micros() as f64 / 1000.0;
-    let code = response.extensions().get::<Code>().map(|code| code.0);
-    if let Some(Blame(cause)) = response.extensions().get::<Blame>() {
-        tracing::error!(request_id = id, %method, route, status, ms, user, session, cause = &**cause, "fault");
-    } else if status < 400 || code == Some(Refusal::Unauthenticated.code()) {
-        tracing::debug!(request_id = id, %method, route, status, ms, user, session, code, "answered");
-    } else {
-        tracing::info!(request_id = id, %method, route, status, ms, user, session, code, "refused");
-    }
 }
 
 /// Reads the body, if there is one, before the request goes on.

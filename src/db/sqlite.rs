@@ -78,8 +78,9 @@ impl Sqlite {
         for suffix in ["", "-wal", "-shm"] {
             close_to_others(&with_suffix(path, suffix)).map_err(broken)?;
         }
+        let cache = cache_for(path);
         // The writer opens first: it is the one that may turn the write-ahead log on.
-        let writer = pool(path, 1, Access { writes: true, busy: BUSY, cache: 8 })?;
+        let writer = pool(path, 1, Access { writes: true, busy: BUSY, cache })?;
         let data_version = data_version(&*writer.get().map_err(pool_fault)?)?;
         let threads = std::thread::available_parallelism().map_or(4, |n| u32::try_from(n.get()).unwrap_or(4));
         let watch = Watch {
@@ -95,7 +96,7 @@ impl Sqlite {
             readers: pool(path, READERS, Access { writes: false, busy: BUSY, cache: 2 })?,
             read_turn: Arc::new(Semaphore::new(READERS as usize)),
             // One for each of the server's own threads, which hold it without waiting: look-ups by key.
-            glancers: pool(path, threads, Access { writes: false, busy: BUSY_AT_ONCE, cache: 8 })?,
+            glancers: pool(path, threads, Access { writes: false, busy: BUSY_AT_ONCE, cache })?,
             writer,
             write_turn: Arc::new(Semaphore::new(1)),
             watch: Arc::new(watch),
@@ -240,11 +241,17 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 struct Access {
     writes: bool,
     busy: Duration,
-    /// How much of the file it keeps: the upper pages of the indexes, at least.
+    /// How much of the file it keeps.
     cache: MiB,
 }
 
-type MiB = u32;
+type MiB = u64;
+
+/// Room for the upper pages of the indexes, which every look-up passes: a hundredth of the file.
+fn cache_for(path: &Path) -> MiB {
+    let file = fs::metadata(path).map_or(0, |meta| meta.len());
+    (file / 100 / (1 << 20)).clamp(8, 64)
+}
 
 fn pool(path: &Path, size: u32, access: Access) -> Result<Pool<SqliteConnectionManager>, Fault> {
     // No CREATE: the file was made with its rights. No shared mutex: a connection has one user at a time.

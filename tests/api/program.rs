@@ -1119,6 +1119,31 @@ fn the_level_of_the_log_is_kept() {
     assert!(server.stop().lines().count() < loud);
 }
 
+/// SLOW-03: a disk is something that a stranger can fill.
+#[test]
+fn a_flood_of_refusals_does_not_fill_the_log_and_is_counted() {
+    let place = Place::new();
+    let server = place.start();
+    let mut stranger = server.browser();
+    let told = |log: &str| log.lines().filter(|line| line.contains("refused") && line.contains("status=404")).count();
+    let begun = Instant::now();
+    let mut sent = 0;
+    // As fast as they are answered, until the log tells that it has left some out.
+    let counted = soon(PATIENCE, || {
+        for _ in 0..100 {
+            stranger.get("/nothing").is_refused(404, "not_found");
+            sent += 1;
+        }
+        sent > 2000 && server.log().contains("untold=")
+    });
+    let log = server.log();
+    assert!(counted, "{sent} were sent:\n{}", log.lines().last().unwrap_or_default());
+    let most = 1000 + 20 * (begun.elapsed().as_secs() as usize + 1);
+    assert!(told(&log) <= most, "{} lines about {sent} refusals", told(&log));
+    let untold: usize = log.lines().filter_map(|line| line.split("untold=").nth(1)?.split(' ').next()?.parse::<usize>().ok()).sum();
+    assert!(untold > 0 && untold + told(&log) <= sent, "{untold} + {} of {sent}", told(&log));
+}
+
 // kill -9.
 
 /// What has to be true of a token after the restart.
