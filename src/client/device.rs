@@ -4,7 +4,8 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::mpsc::{self, TrySendError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use axum::http::HeaderMap;
 use simple_useragent::UserAgentParser;
@@ -15,6 +16,9 @@ use crate::db::Fault;
 
 /// Names that are remembered. Whoever fills them with inventions makes the next names slow, and nothing else.
 const REMEMBERED: usize = 1024;
+/// Devices that may wait for a name. An agent made to be slow takes 50 ms, so nobody waits for more than seconds; beyond, a device
+/// goes without a name, which is better than a sign-in without an answer.
+const WAITING: usize = 32;
 
 /// Names devices, and remembers the names that it gave.
 ///
@@ -26,9 +30,10 @@ pub struct Devices(Arc<Names>);
 #[derive(Debug)]
 struct Names {
     given: Mutex<HashMap<Described, Device>>,
-    /// As long as the requests that wait, whose number is bounded.
-    asked: mpsc::Sender<(Described, oneshot::Sender<Device>)>,
+    asked: mpsc::SyncSender<Ask>,
 }
+
+type Ask = (Described, oneshot::Sender<Device>);
 
 /// What a name is made from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +48,7 @@ impl Devices {
     /// # Errors
     /// The system gives no thread.
     pub fn start() -> Result<Self, Fault> {
-        let (asked, asks) = mpsc::channel();
+        let (asked, asks) = mpsc::sync_channel(WAITING);
         let thread = std::thread::Builder::new().name("devices".into());
         thread.spawn(move || name_all(&asks)).map_err(|e| Fault::broken(format!("no thread for naming devices: {e}")))?;
         Ok(Devices(Arc::new(Names { given: Mutex::default(), asked })))
@@ -60,7 +65,11 @@ impl Devices {
         }
         let (answer, named) = oneshot::channel();
         let unnamed = || Fault::broken("a device could not be named");
-        self.0.asked.send((described.clone(), answer)).map_err(|_| unnamed())?;
+        match self.0.asked.try_send((described.clone(), answer)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Ok(Device::unknown()),
+            Err(TrySendError::Disconnected(_)) => return Err(unnamed()),
+        }
         let device = named.await.map_err(|_| unnamed())?;
         let mut given = self.given();
         if given.len() >= REMEMBERED {
@@ -76,7 +85,7 @@ impl Devices {
 }
 
 /// Names devices until nobody can ask any more. A panic costs its own request only.
-fn name_all(asks: &mpsc::Receiver<(Described, oneshot::Sender<Device>)>) {
+fn name_all(asks: &mpsc::Receiver<Ask>) {
     at_lowest_priority();
     LazyLock::force(&PARSER).parse("");
     for (Described { agent, hints }, answer) in asks {
@@ -130,9 +139,13 @@ impl Device {
             (Some(browser), Some(platform)) => format!("{browser} on {platform}"),
             (Some(one), None) => one.to_string(),
             (None, Some(platform)) => format!("Unknown browser on {platform}"),
-            (None, None) => return Device { name: "Unknown device".into(), kind: "other" },
+            (None, None) => return Device::unknown(),
         };
         Device { name, kind }
+    }
+
+    fn unknown() -> Self {
+        Device { name: "Unknown device".into(), kind: "other" }
     }
 }
 
@@ -298,6 +311,21 @@ mod tests {
         }
         devices.name("Wget/1.21", &hints).await.expect("a name");
         assert!(devices.given().len() <= REMEMBERED);
+    }
+
+    /// SLOW-03: agents that are slow to name hold nobody up for long.
+    #[tokio::test]
+    async fn when_too_many_wait_a_device_goes_without_a_name() {
+        let (asked, asks) = mpsc::sync_channel(1);
+        let devices = Devices(Arc::new(Names { given: Mutex::default(), asked }));
+        let hints = Hints::default();
+        let first = devices.name("curl/8.5.0", &hints);
+        tokio::pin!(first);
+        assert!(futures_util::FutureExt::now_or_never(first.as_mut()).is_none(), "nobody has named it yet");
+        assert_eq!(devices.name("Wget/1.21", &hints).await.expect("an answer"), Device::unknown());
+        assert!(devices.given().is_empty(), "what was not looked at is not remembered");
+        std::thread::spawn(move || name_all(&asks));
+        assert_eq!(first.await.expect("a name").name, "curl");
     }
 
     #[test]

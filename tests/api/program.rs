@@ -1119,7 +1119,7 @@ fn the_level_of_the_log_is_kept() {
     assert!(server.stop().lines().count() < loud);
 }
 
-/// SLOW-03: a disk is something that a stranger can fill.
+/// What a stranger can make grow is bounded: the disk of the log too.
 #[test]
 fn a_flood_of_refusals_does_not_fill_the_log_and_is_counted() {
     let place = Place::new();
