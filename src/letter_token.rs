@@ -235,4 +235,11 @@ mod tests {
         let words = ALL.map(Purpose::word);
         assert!(words.iter().enumerate().all(|(i, word)| !word.is_empty() && !words[..i].contains(word)), "{words:?}");
     }
+
+    #[test]
+    fn a_letter_proves_the_address_that_it_was_sent_to_byte_for_byte() {
+        let grant = Grant::by_letter(LetterId(Uuid::nil()), UserId(Uuid::nil()), None, "Ana@example.com");
+        assert!(grant.proves("Ana@example.com"));
+        assert!(!grant.proves("ana@example.com") && !grant.proves("ben@example.com"));
+    }
 }
