@@ -32,7 +32,8 @@ impl Email {
         if local.starts_with('-') || ![local, &composed].into_iter().all(|form| form.split('.').all(is_atom)) {
             return None;
         }
-        let domain = idna::domain_to_ascii_strict(domain).ok()?.to_lowercase();
+        // Composed first: the mapping takes each character by itself, so the forms of one name could come out as two.
+        let domain = idna::domain_to_ascii_strict(&domain.nfc().collect::<String>()).ok()?.to_lowercase();
         // A name with a dot in it that is no number: neither a host of the local network nor an address in disguise.
         let (_, top) = domain.rsplit_once('.')?;
         if top.is_empty() || top.bytes().all(|b| b.is_ascii_digit()) {
@@ -99,6 +100,7 @@ mod tests {
         let canonical = |text: &str| Email::parse(text).expect("an address").canonical().to_string();
         assert_eq!(canonical("JOS\u{c9}@example.com"), canonical("jose\u{301}@example.com"));
         assert_eq!(canonical("a@xn--bcher-kva.example"), canonical("A@B\u{fc}CHER.example"));
+        assert_eq!(canonical("a@\u{1f82}\u{300}.example"), canonical("a@\u{3b1}\u{313}\u{300}\u{345}\u{300}.example"));
     }
 
     /// UNI-01: look-alikes that a wider folding would merge stay apart.
