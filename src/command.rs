@@ -189,6 +189,8 @@ async fn run_server(config: Config) -> Result<(), Failure> {
         tracing::info!("listening on http://{address}");
     }
     tracing::info!("ready: {}{}", app.config.public_url.origin, app.config.base_path);
+    let devices = app.devices.clone();
+    tokio::spawn(async move { devices.prepare().await });
     serve(app, listener, stop).await.map_err(Failure::from)
 }
 

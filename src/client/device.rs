@@ -43,7 +43,7 @@ struct Described {
 }
 
 impl Devices {
-    /// Starts the thread. It prepares the rules at once, so that the first sign-in need not wait for them.
+    /// Starts the thread.
     ///
     /// # Errors
     /// The system gives no thread.
@@ -52,6 +52,12 @@ impl Devices {
         let thread = std::thread::Builder::new().name("devices".into());
         thread.spawn(move || name_all(&asks)).map_err(|e| Fault::broken(format!("no thread for naming devices: {e}")))?;
         Ok(Devices(Arc::new(Names { given: Mutex::default(), asked })))
+    }
+
+    /// Has the rules read, which takes a quarter of a second, so that the first sign-in need not wait for them.
+    pub async fn prepare(&self) {
+        // Trouble with it is told by whoever needs a name.
+        let _ = self.name("", &Hints::default()).await;
     }
 
     /// Names a device.
@@ -87,7 +93,6 @@ impl Devices {
 /// Names devices until nobody can ask any more. A panic costs its own request only.
 fn name_all(asks: &mpsc::Receiver<Ask>) {
     at_lowest_priority();
-    LazyLock::force(&PARSER).parse("");
     for (Described { agent, hints }, answer) in asks {
         if answer.is_closed() {
             continue;
