@@ -60,6 +60,20 @@ async fn it_goes_on_to_a_new_password_and_the_alarm_rings_again() {
     assert_eq!(stage.letters_to(ANA, "New sign-in").await.len(), 2);
 }
 
+/// Here the new password alone would forget nothing: the address was proved before.
+#[tokio::test]
+async fn the_alarm_rings_again_for_a_verified_account_too() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    ana.post("/email/verify", json!({"token": token_of(&stage.letter(ANA, "Confirm").await)})).await.is(200);
+    let thief = stage.anon().from_ip(CAFE);
+    thief.log_in("ana").await.is(200);
+    let page = stage.anon().submit(&link_of(&stage.letter(ANA, "New sign-in").await), &[]).await.is(200).text();
+    stage.anon().submit(&actions(&page)[0], &[("new_password", NEW)]).await.is(200);
+    let back = thief.post("/login", json!({"email": ANA, "password": NEW})).await.is(200).json();
+    assert_eq!((&back["session"]["new_ip"], &back["session"]["new_device"]), (&json!(true), &json!(true)));
+}
+
 #[tokio::test]
 async fn it_offers_to_end_all_sessions() {
     let stage = Stage::new().await;
