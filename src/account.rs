@@ -108,7 +108,7 @@ pub async fn prove_again(app: &App, me: &Session, client: &Client, password: Pas
         Ok((user, guess))
     };
     let (user, attempt) = guessing::begin(app, who_asks).await?;
-    let (checked, attempt) = attempt.check(app, ip, password, user.password.clone()).await?;
+    let (checked, attempt) = attempt.check(app, ip, password, user.password.clone(), false).await?;
     match attempt.settle(app, checked.fits).await? {
         None => Ok(user),
         Some(failed) => {

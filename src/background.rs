@@ -90,16 +90,19 @@ pub async fn purge_for_all(app: &App) -> Result<bool, Fault> {
     Ok(is_ours)
 }
 
-/// When the clock has stepped back, marks as ended what was dead before the step: it revives nothing. Read at each look, and
-/// so exact to a fraction of a second; a session that was rejected is dead in any case.
-async fn watch_clock(app: App, seen: Arc<AtomicI64>) -> Result<(), Fault> {
-    let now = app.clock.now();
-    let before = Timestamp(seen.swap(now.0, Ordering::Relaxed));
-    if before.since(now) < millis(STEP) {
-        return Ok(());
+/// When the clock has stepped back since it was `seen`, marks as ended what was dead before the step: it revives nothing. Read at
+/// each look, and so exact to a fraction of a second and the time of the marking; a session that was rejected is dead in any case.
+///
+/// # Errors
+/// The database cannot be used; then the next look finds the step again.
+pub async fn watch_clock(app: App, seen: Arc<AtomicI64>) -> Result<(), Fault> {
+    let (before, now) = (Timestamp(seen.load(Ordering::Relaxed)), app.clock.now());
+    if before.since(now) >= millis(STEP) {
+        settle_all(&app.db, app.db.at_most_now(before).await?).await?;
+        tracing::warn!(from = %before, to = %now, "the clock stepped back; what was past its deadline before has been ended");
     }
-    tracing::warn!(from = %before, to = %now, "the clock stepped back; ending what was past its deadline before");
-    settle_all(&app.db, app.db.at_most_now(before).await?).await
+    seen.store(now.0, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Marks everything that was past a deadline at `moment` as ended.

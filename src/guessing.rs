@@ -260,12 +260,20 @@ async fn count(app: &App, guess: Guess) -> Result<Result<Attempt, Full>, Error> 
 }
 
 impl Attempt {
-    /// Checks the password. What was not checked, since the threads that hash have too much to do, was no guess.
+    /// Checks the password, of an account that opens nothing if it `is_closed`. What was not checked, since the threads that hash
+    /// have too much to do, was no guess.
     ///
     /// # Errors
     /// As [`Hasher::check`](crate::factor::hasher::Hasher::check).
-    pub async fn check(self, app: &App, source: IpAddr, password: Password, stored: Option<PasswordHash>) -> Result<(Checked, Attempt), Error> {
-        match app.hasher.check(source, password, stored).await {
+    pub async fn check(
+        self,
+        app: &App,
+        source: IpAddr,
+        password: Password,
+        stored: Option<PasswordHash>,
+        is_closed: bool,
+    ) -> Result<(Checked, Attempt), Error> {
+        match app.hasher.check(source, password, stored, is_closed).await {
             Ok(checked) => Ok((checked, self)),
             Err(overloaded) => {
                 self.withdraw(app).await?;

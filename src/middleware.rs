@@ -32,7 +32,7 @@ use axum::http::{self, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, V
 use axum::response::{IntoResponse, Response};
 use axum::routing::Route;
 use axum::routing::future::RouteFuture;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 use tracing::Span;
@@ -483,14 +483,24 @@ async fn read_whole(request: Request, to: To) -> Result<Request, Refusal> {
     if !to.wants(&parts.headers) {
         return Err(Refusal::UnsupportedMediaType);
     }
-    let collected = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_BYTES).collect()).await;
-    let body: Bytes = match collected {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => return Err(Refusal::BodyTooLarge),
-        Ok(Err(_)) => return Err(Refusal::MalformedRequest("The body broke off.")),
-        Err(_) => return Err(Refusal::MalformedRequest("The body did not arrive within 30 seconds.")),
-    };
+    let gathered = tokio::time::timeout(BODY_TIME, gather(body)).await;
+    let body = gathered.unwrap_or(Err(Refusal::MalformedRequest("The body did not arrive within 30 seconds.")))?;
     Ok(Request::from_parts(parts, Body::from(body)))
+}
+
+/// Copies a body together. Each frame that is kept would keep the buffer that it was read into, 8 KiB for a single byte.
+async fn gather(mut body: Body) -> Result<Vec<u8>, Refusal> {
+    let mut whole = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Refusal::MalformedRequest("The body broke off."))?;
+        // Trailers say nothing here.
+        let Ok(data) = frame.into_data() else { continue };
+        if whole.len() + data.len() > BODY_BYTES {
+            return Err(Refusal::BodyTooLarge);
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole)
 }
 
 fn has_body(headers: &HeaderMap, body: &Body) -> bool {
@@ -522,6 +532,8 @@ fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn json(lines: &[&str]) -> bool {
@@ -541,6 +553,28 @@ mod tests {
         let body = response.into_body().collect().await.expect("a body").to_bytes();
         let told = String::from_utf8_lossy(&body);
         assert!(told.contains("find-me") && !told.contains("detail for the log"), "{told}");
+    }
+
+    /// SLOW-02: a client decides how large the pieces are, and so how many there are.
+    #[tokio::test]
+    async fn a_body_in_many_pieces_takes_no_more_memory_than_its_bytes() {
+        struct Buffer {
+            _held: Arc<()>,
+        }
+        impl AsRef<[u8]> for Buffer {
+            fn as_ref(&self) -> &[u8] {
+                b" "
+            }
+        }
+        let buffers = Arc::new(());
+        let read = buffers.clone();
+        let pieces = (0..1000).map(move |_| {
+            assert!(Arc::strong_count(&read) <= 4, "the buffers of earlier pieces are free");
+            Ok::<_, std::io::Error>(Bytes::from_owner(Buffer { _held: read.clone() }))
+        });
+        assert_eq!(gather(Body::from_stream(futures_util::stream::iter(pieces))).await.ok().map(|body| body.len()), Some(1000));
+        let pieces = (0..=BODY_BYTES).map(|_| Ok::<_, std::io::Error>(Bytes::from_static(b" ")));
+        assert!(matches!(gather(Body::from_stream(futures_util::stream::iter(pieces))).await, Err(Refusal::BodyTooLarge)));
     }
 
     /// CSRF-01.

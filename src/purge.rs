@@ -17,6 +17,8 @@ struct Kind {
     older_than: fn(&Config) -> Duration,
     sql: &'static str,
     age: Age,
+    /// It takes sessions along that memory may still trust, should the clock have run ahead and come back.
+    open_sessions: bool,
 }
 
 /// How a statement tells the age of a row.
@@ -37,6 +39,7 @@ const KINDS: [Kind; 9] = [
         older_than: |config| config.ended_session_retention,
         sql: "DELETE FROM device_sessions WHERE id IN (SELECT id FROM device_sessions WHERE ended_at IS NOT NULL AND ended_at < ?1 LIMIT ?2)",
         age: Age::Column,
+        open_sessions: false,
     },
     Kind {
         // Nobody came back with their token, so nobody was told; they have been dead since their deadline.
@@ -44,12 +47,14 @@ const KINDS: [Kind; 9] = [
         older_than: |config| config.ended_session_retention,
         sql: "DELETE FROM device_sessions WHERE id IN (SELECT id FROM device_sessions WHERE ended_at IS NULL AND expires_at < ?1 LIMIT ?2)",
         age: Age::Column,
+        open_sessions: true,
     },
     Kind {
         name: "known IPs",
         older_than: |config| config.known_ip_retention,
         sql: "DELETE FROM known_ips WHERE (user_id, network) IN (SELECT user_id, network FROM known_ips WHERE last_seen_at < ?1 LIMIT ?2)",
         age: Age::Column,
+        open_sessions: false,
     },
     Kind {
         // As long as browsers keep the cookie.
@@ -58,6 +63,7 @@ const KINDS: [Kind; 9] = [
         sql: "DELETE FROM known_devices WHERE (user_id, device_hash) IN
               (SELECT user_id, device_hash FROM known_devices WHERE last_seen_at < ?1 LIMIT ?2)",
         age: Age::Column,
+        open_sessions: false,
     },
     Kind {
         // UUIDv7: the id says when, so the primary key is the index.
@@ -65,12 +71,14 @@ const KINDS: [Kind; 9] = [
         older_than: |config| config.event_retention,
         sql: "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE id < ?1 LIMIT ?2)",
         age: Age::Id,
+        open_sessions: false,
     },
     Kind {
         name: "letters",
         older_than: |_| LETTER_RETENTION,
         sql: "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE created_at < ?1 AND done_at IS NOT NULL LIMIT ?2)",
         age: Age::Column,
+        open_sessions: false,
     },
     Kind {
         // They count no more; the next failure would begin anew.
@@ -78,23 +86,27 @@ const KINDS: [Kind; 9] = [
         older_than: |_| Duration::ZERO,
         sql: "DELETE FROM guesses WHERE counter IN (SELECT counter FROM guesses WHERE forgotten_at < ?1 LIMIT ?2)",
         age: Age::Column,
+        open_sessions: false,
     },
     Kind {
         name: "links of letters",
         older_than: |_| Duration::ZERO,
         sql: "DELETE FROM letter_tokens WHERE token_hash IN (SELECT token_hash FROM letter_tokens WHERE expires_at < ?1 LIMIT ?2)",
         age: Age::Column,
+        open_sessions: false,
     },
     Kind {
         // Nobody has proved the address, and it should be free for its owner. VER-04. Whose letter never left was never
-        // asked; whoever is signed in is using the account; and an
-        // administrator is somebody whom the operator knows.
+        // asked; whoever is signed in, or was within the time, is using the account; and an administrator is somebody whom the
+        // operator knows.
         name: "unverified accounts",
         older_than: |config| config.unverified_retention,
         sql: "DELETE FROM users WHERE id IN (SELECT u.id FROM users AS u WHERE u.email_verified = 0 AND u.created_at < ?1 AND u.role <> 'admin'
                   AND u.verification_sent_at IS NOT NULL AND u.verification_sent_at < ?1
-                  AND NOT EXISTS (SELECT 1 FROM device_sessions AS s WHERE s.user_id = u.id AND s.ended_at IS NULL AND s.expires_at >= ?3) LIMIT ?2)",
+                  AND NOT EXISTS (SELECT 1 FROM device_sessions AS s WHERE s.user_id = u.id
+                      AND (s.last_active_at >= ?1 OR s.ended_at IS NULL AND s.expires_at >= ?3)) LIMIT ?2)",
         age: Age::ColumnAndNow,
+        open_sessions: true,
     },
 ];
 
@@ -137,7 +149,7 @@ fn next_chunk(chunk: i64, took: Duration) -> i64 {
 
 /// Deletes a chunk, and says how long the writer was held; waiting for it is nobody's loss.
 async fn delete(db: &Db, kind: &Kind, limit: Timestamp, chunk: i64, now: Timestamp) -> Result<(u64, Duration), Fault> {
-    let (sql, age) = (kind.sql, kind.age);
+    let (sql, age, open_sessions) = (kind.sql, kind.age, kind.open_sessions);
     // Losing the newest of these in a power cut only means to delete them again.
     db.write_relaxed(move |tx| {
         let begun = Instant::now();
@@ -145,8 +157,12 @@ async fn delete(db: &Db, kind: &Kind, limit: Timestamp, chunk: i64, now: Timesta
             Age::Id => tx.run(sql, (EventId(floor(limit)), chunk)),
             Age::Column => tx.run(sql, (limit, chunk)),
             Age::ColumnAndNow => tx.run(sql, (limit, chunk, now)),
-        };
-        Ok((deleted?, begun.elapsed()))
+        }?;
+        if open_sessions && deleted > 0 {
+            let live = tx.live().clone();
+            tx.after_commit(move || live.distrust());
+        }
+        Ok((deleted, begun.elapsed()))
     })
     .await
 }

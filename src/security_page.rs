@@ -8,9 +8,12 @@
 //! A page tells nothing about its token: known, spent, expired and unknown ones get the same. The one exception is the page of
 //! a letter about a sign-in, which has to name the session; without one it looks like the answer to any dead link.
 
+use std::convert::Infallible;
+
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -133,6 +136,19 @@ fn in_words(seconds: u32) -> String {
     }
 }
 
+/// The end of a letter's link, as it is written in the path.
+pub struct LinkToken(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for LinkToken {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        // What is no text is no token, and gets the page of links that are good no more.
+        let Ok(Path(token)) = Path::<String>::from_request_parts(parts, state).await else { return Ok(LinkToken("-".into())) };
+        Ok(LinkToken(token))
+    }
+}
+
 fn hash_of(token: &str) -> Result<TokenHash, Error> {
     TokenHash::of_written(token).ok_or_else(|| Refusal::InvalidToken.into())
 }
@@ -147,7 +163,7 @@ fn field(body: &Bytes, name: &str) -> Option<String> {
 /// Names the session that a letter told of, and asks.
 #[utoipa::path(get, path = "/security/session/{token}", tag = "Pages", operation_id = "session_page", params(("token" = String, Path)),
     responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
-pub async fn session(State(app): State<App>, Path(token): Path<String>) -> Result<Response, Error> {
+pub async fn session(State(app): State<App>, LinkToken(token): LinkToken) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
     let found = app
         .db
@@ -168,7 +184,7 @@ pub async fn session(State(app): State<App>, Path(token): Path<String>) -> Resul
 /// Ends that session, voids the password, and goes on to a new one.
 #[utoipa::path(post, path = "/security/session/{token}", tag = "Pages", operation_id = "disown_session", params(("token" = String, Path)),
     responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
-pub async fn disown(State(app): State<App>, client: Client, Path(token): Path<String>) -> Result<Response, Error> {
+pub async fn disown(State(app): State<App>, client: Client, LinkToken(token): LinkToken) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
     let scene = client.scene().await?;
     match app.db.write(move |tx| turn_out(tx, &hash, scene.clone())).await {
@@ -209,7 +225,7 @@ fn turn_out(tx: &mut Tx, token: &TokenHash, scene: Scene) -> Result<(Token, Toke
 /// Ends all sessions, after one was disowned.
 #[utoipa::path(post, path = "/security/sessions/{token}", tag = "Pages", operation_id = "end_all_by_page", params(("token" = String, Path)),
     responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
-pub async fn end_all(State(app): State<App>, client: Client, Path(token): Path<String>) -> Result<Response, Error> {
+pub async fn end_all(State(app): State<App>, client: Client, LinkToken(token): LinkToken) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
     let scene = client.scene().await?;
     let ended = app
@@ -239,7 +255,7 @@ fn verify_form(app: &App, token: &str) -> Page {
 /// Asks for the password, or a session.
 #[utoipa::path(get, path = "/security/verify/{token}", tag = "Pages", operation_id = "verify_page", params(("token" = String, Path)),
     responses((status = 200, content_type = "text/html", body = String)))]
-pub async fn verify_page(State(app): State<App>, Path(token): Path<String>) -> Result<Response, Error> {
+pub async fn verify_page(State(app): State<App>, LinkToken(token): LinkToken) -> Result<Response, Error> {
     verify_form(&app, &token).show(&app, StatusCode::OK)
 }
 
@@ -257,7 +273,7 @@ struct VerifyFields {
     request_body(content = Option<VerifyFields>, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String),
         (status = 429, content_type = "text/html", body = String)))]
-pub async fn verify(State(app): State<App>, client: Client, headers: HeaderMap, Path(token): Path<String>, body: Bytes) -> Result<Response, Error> {
+pub async fn verify(State(app): State<App>, client: Client, headers: HeaderMap, LinkToken(token): LinkToken, body: Bytes) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
     let password = field(&body, "password").map(Password::typed);
     match email_verification::prove(&app, &client, &headers, hash, password).await {
@@ -281,7 +297,7 @@ fn reset_form(app: &App, token: &str) -> Page {
 /// Asks for a new password.
 #[utoipa::path(get, path = "/security/reset/{token}", tag = "Pages", operation_id = "reset_page", params(("token" = String, Path)),
     responses((status = 200, content_type = "text/html", body = String)))]
-pub async fn reset_page(State(app): State<App>, Path(token): Path<String>) -> Result<Response, Error> {
+pub async fn reset_page(State(app): State<App>, LinkToken(token): LinkToken) -> Result<Response, Error> {
     reset_form(&app, &token).show(&app, StatusCode::OK)
 }
 
@@ -298,7 +314,7 @@ struct ResetFields {
 #[utoipa::path(post, path = "/security/reset/{token}", tag = "Pages", operation_id = "reset_by_page", params(("token" = String, Path)),
     request_body(content = Option<ResetFields>, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
-pub async fn reset(State(app): State<App>, client: Client, headers: HeaderMap, Path(token): Path<String>, body: Bytes) -> Result<Response, Error> {
+pub async fn reset(State(app): State<App>, client: Client, headers: HeaderMap, LinkToken(token): LinkToken, body: Bytes) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
     let password = Password::typed(field(&body, "new_password").unwrap_or_default());
     let device = app.cookies.presented(&headers, Name::Device);
@@ -316,7 +332,7 @@ pub async fn reset(State(app): State<App>, client: Client, headers: HeaderMap, P
 /// Asks whether the address is to be used.
 #[utoipa::path(get, path = "/security/email-change/{token}", tag = "Pages", operation_id = "email_change_page", params(("token" = String, Path)),
     responses((status = 200, content_type = "text/html", body = String)))]
-pub async fn change_page(State(app): State<App>, Path(token): Path<String>) -> Result<Response, Error> {
+pub async fn change_page(State(app): State<App>, LinkToken(token): LinkToken) -> Result<Response, Error> {
     let text = "From then on you sign in with the new address, and letters go there. You are signed out on your other devices.";
     let page = Page::new("Use your new e-mail address", &[text]);
     page.with_form(action(&app, "email-change", &token), "Use this address", None).show(&app, StatusCode::OK)
@@ -325,7 +341,7 @@ pub async fn change_page(State(app): State<App>, Path(token): Path<String>) -> R
 /// Moves the account, as `POST /email/change`.
 #[utoipa::path(post, path = "/security/email-change/{token}", tag = "Pages", operation_id = "change_email_by_page", params(("token" = String, Path)),
     responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
-pub async fn change(State(app): State<App>, client: Client, headers: HeaderMap, Path(token): Path<String>) -> Result<Response, Error> {
+pub async fn change(State(app): State<App>, client: Client, headers: HeaderMap, LinkToken(token): LinkToken) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
     match email_change::move_account(&app, &client, &headers, hash).await {
         Ok(moved) => {
@@ -339,7 +355,7 @@ pub async fn change(State(app): State<App>, client: Client, headers: HeaderMap, 
 /// Asks whether the address is to come back.
 #[utoipa::path(get, path = "/security/email-undo/{token}", tag = "Pages", operation_id = "email_undo_page", params(("token" = String, Path)),
     responses((status = 200, content_type = "text/html", body = String)))]
-pub async fn undo_page(State(app): State<App>, Path(token): Path<String>) -> Result<Response, Error> {
+pub async fn undo_page(State(app): State<App>, LinkToken(token): LinkToken) -> Result<Response, Error> {
     let text = "This gives the account its old address back, signs everybody out of it, makes its password worth nothing, and lets you choose a new one.";
     let page = Page::new("Bring your old address back?", &[text]);
     page.with_form(action(&app, "email-undo", &token), "Bring the old address back", None).show(&app, StatusCode::OK)
@@ -348,7 +364,7 @@ pub async fn undo_page(State(app): State<App>, Path(token): Path<String>) -> Res
 /// Brings the address back, as `POST /email/undo`, and goes on to a new password.
 #[utoipa::path(post, path = "/security/email-undo/{token}", tag = "Pages", operation_id = "undo_email_change_by_page", params(("token" = String, Path)),
     responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
-pub async fn undo(State(app): State<App>, client: Client, Path(token): Path<String>) -> Result<Response, Error> {
+pub async fn undo(State(app): State<App>, client: Client, LinkToken(token): LinkToken) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
     match email_change::take_back(&app, &client, hash).await {
         Ok(reset) => {

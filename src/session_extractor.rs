@@ -22,7 +22,7 @@ use crate::device_sessions::{self, Known};
 use crate::error::{Error, Refusal};
 use crate::live_sessions::{Met, Owed, Session};
 use crate::secret::TokenHash;
-use crate::session_security::{judge, note_use_of_successor};
+use crate::session_security::{judge, note_use_of_successor, refresh};
 
 /// What memory says of a request at once.
 pub enum Look {
@@ -114,6 +114,7 @@ async fn ask_database(app: &App, parts: &mut Parts, asked: Asked, first: Met) ->
                 return Err(Refusal::SessionEnded(reason).into());
             }
             Known::Rotated(_) => {
+                app.db.live().forget(&token);
                 let client = Client::from_request_parts(parts, app).await?;
                 return Err(turn_away_retired(app, token, client).await?.into());
             }
@@ -138,7 +139,7 @@ async fn settle_debts(app: &App, session: &Session, owed: Owed) -> Result<(), Er
     if owed.first_use {
         let (id, token) = (session.id, session.token);
         let noted = app.db.write_relaxed(move |tx| {
-            note_use_of_successor(tx, id)?;
+            note_use_of_successor(tx, id, &token)?;
             let live = tx.live().clone();
             tx.after_commit(move || live.proved(&token));
             Ok::<_, Error>(())
@@ -156,7 +157,8 @@ fn end_by_deadline(tx: &mut Tx, token: &TokenHash, asked_at: Timestamp) -> Resul
         return Ok(Some(device_sessions::refusal_for(tx, token)?.unwrap_or(Refusal::Unauthenticated)));
     };
     match judge(&session.limits, session.last_active_at, asked_at).reason() {
-        None => Ok(None),
+        // What only memory knew of it is written first: memory forgets it.
+        None => refresh(tx, std::slice::from_ref(&session)).map(|()| None).map_err(Error::from),
         Some(reason) => {
             device_sessions::time_out(tx, &session, reason)?;
             Ok(Some(Refusal::SessionEnded(reason)))

@@ -236,6 +236,12 @@ pub fn forget_as_known(tx: &mut Tx, session: &DeviceSession) -> Result<(), Fault
     .map(|_| ())
 }
 
+/// Forgets all places and browsers of a user, as [`forget_as_known`] does those of a session.
+pub fn forget_all_known(tx: &mut Tx, user: UserId) -> Result<(), Fault> {
+    tx.run("DELETE FROM known_ips WHERE user_id = ?1", (user,))?;
+    tx.run("DELETE FROM known_devices WHERE user_id = ?1", (user,)).map(|_| ())
+}
+
 /// How long a retired token may still come back by accident: a request that was under way, a tab that was asleep.
 const ROTATION_ECHO_MS: i64 = 60_000;
 
@@ -245,9 +251,15 @@ pub fn is_stolen(retired_at: Timestamp, successor_used: bool, now: Timestamp) ->
     now.since(retired_at) > ROTATION_ECHO_MS && successor_used
 }
 
-/// Notes that a request has come with the newest token of a session: from now on the older ones can only be copies.
-pub fn note_use_of_successor(tx: &mut Tx, session: SessionId) -> Result<(), Fault> {
-    tx.run("UPDATE retired_tokens SET successor_used = 1 WHERE session_id = ?1 AND successor_used = 0", (session,)).map(|_| ())
+/// Notes that a request has come with the newest token of a session: from now on the older ones can only be copies. When a newer one
+/// has taken its place meanwhile, nothing is noted: nobody has used that one yet.
+pub fn note_use_of_successor(tx: &mut Tx, session: SessionId, token: &TokenHash) -> Result<(), Fault> {
+    tx.run(
+        "UPDATE retired_tokens SET successor_used = 1 WHERE session_id = ?1 AND successor_used = 0
+         AND EXISTS (SELECT 1 FROM device_sessions WHERE id = ?1 AND token_hash = ?2)",
+        (session, token),
+    )
+    .map(|_| ())
 }
 
 /// Marks a retired token as reported; false when it was already. One alarm per token.

@@ -30,12 +30,12 @@ use crate::error::{Error, Problem, Refusal};
 use crate::event::{Event, Scene, record};
 use crate::factor::password::Password;
 use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
-use crate::guard::SignedIn;
+use crate::guard::{ADMIN, SignedIn};
 use crate::id::UserId;
-use crate::letter_token::{self, Purpose, mint, spend};
+use crate::letter_token::{self, Grant, Purpose, mint, spend};
 use crate::live_sessions::LiveSession;
 use crate::secret::{Token, TokenHash};
-use crate::session_security::rotate;
+use crate::session_security::{forget_all_known, rotate};
 
 /// Asks for another address. Nothing changes until the letter that goes there is confirmed.
 #[utoipa::path(put, path = "/me/email", tag = "Account", operation_id = "ask_for_email_change", request_body = EmailChange, security(("session" = [])),
@@ -224,13 +224,15 @@ fn bring_back(tx: &mut Tx, token: &TokenHash, scene: Scene) -> Result<Token, Err
     let user = by_id(tx, grant.user)?.ok_or(Refusal::InvalidToken)?;
     let (id, to) = (user.view.id, grant.address()?);
     let from = address_of(&user)?;
-    make_way(tx, id, &to)?;
+    make_way(tx, &grant, &to)?;
     if !set_address(tx, id, &to)? {
         return Err(Refusal::EmailTaken.into());
     }
     letter_token::kill_later_ways_back(tx, id, grant.letter)?;
     letter_token::kill_links_elsewhere(tx, id, &to)?;
     void_password(tx, id)?;
+    // Whoever moved the account is not known any more, or the alarm would be mute from now on.
+    forget_all_known(tx, id)?;
     revoke_all_but(tx, id, None, "email_change_undone", scene.clone())?;
     record(tx, scene.whose(id), Event::EmailChangeUndone { from, to })?;
     // In the same transaction: a link that is spent has led on.
@@ -238,12 +240,21 @@ fn bring_back(tx: &mut Tx, token: &TokenHash, scene: Scene) -> Result<Token, Err
     Ok(mint(tx, Purpose::ResetPassword, &next)?)
 }
 
-/// An account that nobody has verified does not keep an address from somebody who has proved it: a thief could otherwise open one
-/// to stop the undoing.
-fn make_way(tx: &mut Tx, user: UserId, address: &Email) -> Result<(), Fault> {
-    let Some(squatter) = by_email(tx, address)?.filter(|other| other.view.id != user && !other.view.email_verified) else { return Ok(()) };
-    let id = squatter.view.id;
+/// Some accounts do not keep an address from the link that brings it back: a thief could otherwise open one to stop the undoing.
+/// One that nobody has verified; and one that is younger than the link and came to the address by a way back itself. That is how
+/// a thief has the owner verify it, with a link that looks like the right one. But never an administrator's.
+fn make_way(tx: &mut Tx, grant: &Grant, address: &Email) -> Result<(), Fault> {
+    let Some(other) = by_email(tx, address)?.filter(|other| other.view.id != grant.user && other.view.role != ADMIN) else { return Ok(()) };
+    let id = other.view.id;
+    if other.view.email_verified && !(id.0 > grant.letter.0 && was_brought_back(tx, id)?) {
+        return Ok(());
+    }
     let sessions = device_sessions::settle(tx, id)?;
     device_sessions::end(tx, &sessions, EndReason::Revoked)?;
-    tx.run("DELETE FROM users WHERE id = ?1 AND email_verified = 0", (id,)).map(|_| ())
+    tx.run("DELETE FROM users WHERE id = ?1", (id,)).map(|_| ())
+}
+
+fn was_brought_back(tx: &mut Tx, user: UserId) -> Result<bool, Fault> {
+    let found: Option<i64> = tx.row("SELECT 1 FROM events WHERE user_id = ?1 AND kind = 'email_change_undone' LIMIT 1", (user,))?;
+    Ok(found.is_some())
 }

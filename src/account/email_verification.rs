@@ -79,7 +79,7 @@ pub async fn prove(app: &App, client: &Client, headers: &HeaderMap, token: Token
             return Err(Refusal::InvalidToken.into());
         }
         let password = password.ok_or(Refusal::WrongCurrentPassword)?;
-        let (checked, attempt) = attempt.check(app, client.ip, password, user.password).await?;
+        let (checked, attempt) = attempt.check(app, client.ip, password, user.password, false).await?;
         if let Some(failed) = attempt.settle(app, checked.fits).await? {
             failed.tell_alone(app, client.scene().await?).await?;
             return Err(Refusal::WrongCurrentPassword.into());

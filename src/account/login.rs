@@ -21,6 +21,7 @@ use crate::event::{Event, record};
 use crate::factor::password::{Password, PasswordHash};
 use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
 use crate::guessing::{self, Failed, Guess};
+use crate::id::UserId;
 
 /// Trades an address and a password for a session.
 #[utoipa::path(post, path = "/login", tag = "Account", operation_id = "log_in", request_body = PasswordLogin,
@@ -42,17 +43,18 @@ pub async fn log_in(
     };
     let (known, attempt) = guessing::begin(&app, look).await?;
     let is_closed = known.as_ref().is_some_and(|user| !may_sign_in(user, &app.config));
+    let whose = known.as_ref().map(|user| user.view.id);
     let (stored, version) = known.map_or((None, 0), |user| (user.password, user.security_version));
 
     // An unknown address meets a decoy, so the time of the answer tells nobody who exists.
-    let (checked, attempt) = attempt.check(&app, client.ip, password, stored.clone()).await?;
+    let (checked, attempt) = attempt.check(&app, client.ip, password, stored.clone(), is_closed).await?;
     let failed = attempt.settle(&app, checked.fits && !is_closed).await?;
     let upgrade = match checked.upgrade {
         // It can wait for the next sign-in; and an account that opens nothing must not be told by the time of a second hash.
         Some(password) if !is_closed => app.hasher.hash(client.ip, password, app.db.chance()).await.ok(),
         _ => None,
     };
-    let proof = Proof { email, fits: checked.fits, version, stored, upgrade, failed };
+    let proof = Proof { email, whose, fits: checked.fits, version, stored, upgrade, failed };
     let arrival = Arrival::of(&app, client, &headers, remember).await?;
     let own = app.clone();
     let opened = app.db.write(move |tx| decide(tx, &proof, &arrival, &own.config)).await.map_err(|fault: Fault| Error::from(fault))?;
@@ -83,9 +85,11 @@ impl FromForm for PasswordLogin {
     }
 }
 
-/// What the check of a password found, and of which state of the account.
+/// What the check of a password found, and of which account in which state.
 struct Proof {
     email: Email,
+    /// The address may go to another account while the password is hashed.
+    whose: Option<UserId>,
     fits: bool,
     version: i64,
     stored: Option<PasswordHash>,
@@ -102,7 +106,7 @@ fn may_sign_in(user: &User, config: &Config) -> bool {
 
 /// Decides what a checked password opens. A refusal is a value: its record must commit.
 fn decide(tx: &mut Tx, proof: &Proof, arrival: &Arrival, config: &Config) -> Result<Option<SignIn>, Fault> {
-    let user = by_email(tx, &proof.email)?;
+    let user = by_email(tx, &proof.email)?.filter(|user| Some(user.view.id) == proof.whose);
     let user = match user {
         Some(user) if proof.fits && may_sign_in(&user, config) && user.security_version == proof.version => user,
         other => {

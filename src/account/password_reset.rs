@@ -29,6 +29,7 @@ use crate::guessing;
 use crate::id::UserId;
 use crate::letter_token::{self, Purpose, look, spend};
 use crate::secret::{Token, TokenHash};
+use crate::session_security::forget_all_known;
 use crate::session_security::{Adopted, adopt_device, issued};
 
 /// Sends a letter with a way to a new password, if the address has an account.
@@ -155,7 +156,5 @@ fn replace(tx: &mut Tx, token: &TokenHash, hash: &PasswordHash, device: Option<&
 /// sign-in is told as new, wherever it comes from: better a letter too many than a mute alarm.
 fn begin_anew(tx: &mut Tx, user: UserId) -> Result<(), Fault> {
     tx.run("UPDATE users SET email_verified = 1, name = '' WHERE id = ?1", (user,))?;
-    tx.run("DELETE FROM known_ips WHERE user_id = ?1", (user,))?;
-    tx.run("DELETE FROM known_devices WHERE user_id = ?1", (user,))?;
-    Ok(())
+    forget_all_known(tx, user)
 }

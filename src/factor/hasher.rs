@@ -90,21 +90,22 @@ impl Hasher {
     }
 
     /// Checks a password against what is stored; where nothing is, against a decoy, which takes as long and never fits.
-    /// A refusal costs as much for a hash from cheaper times; for one that was made at greater cost than today's it costs more.
+    /// A refusal costs as much for a hash from cheaper times, also that of the right password of an account that `is_closed`; for one
+    /// that was made at greater cost than today's it costs more.
     ///
     /// # Errors
     /// `503` when the queue is full, for all or for this source.
-    pub async fn check(&self, source: IpAddr, password: Password, stored: Option<PasswordHash>) -> Result<Checked, Error> {
+    pub async fn check(&self, source: IpAddr, password: Password, stored: Option<PasswordHash>, is_closed: bool) -> Result<Checked, Error> {
         let (hash, known) = stored.map_or_else(|| (self.decoy.clone(), false), |hash| (hash, true));
         let weak = known && hash.is_weaker_than(self.cost);
         let rest = hash.cost().and_then(|cost| cost.short_of(self.cost));
         self.queued(source, move |memory| {
             let fits = hash.fits(&password, memory) && known;
-            if let (false, Some(rest)) = (fits, rest) {
+            if let (false, Some(rest)) = (fits && !is_closed, rest) {
                 // A hash from cheaper times must not tell by the time of its refusal that there is one.
                 PasswordHash::go_through_the_motions(&password, rest, memory);
             }
-            Checked { fits, upgrade: (fits && weak).then_some(password) }
+            Checked { fits, upgrade: (fits && !is_closed && weak).then_some(password) }
         })
         .await
     }
@@ -219,7 +220,11 @@ mod tests {
     use std::sync::mpsc;
 
     fn hasher() -> Hasher {
-        let cheap = [("HASH_THREADS", "1"), ("ARGON2_MEMORY_KIB", "8"), ("ARGON2_ITERATIONS", "1")];
+        hasher_of("1")
+    }
+
+    fn hasher_of(iterations: &str) -> Hasher {
+        let cheap = [("HASH_THREADS", "1"), ("ARGON2_MEMORY_KIB", "8"), ("ARGON2_ITERATIONS", iterations)];
         Hasher::start(&Config::read(&Variables::of(&cheap)).expect("right"), &Chance::seeded(1)).expect("starts")
     }
 
@@ -250,9 +255,21 @@ mod tests {
         let hasher = hasher();
         let password = || Password::typed("a good password".into());
         let hash = hasher.hash(ip(1), password(), &Chance::seeded(2)).await.expect("hashes");
-        assert!(hasher.check(ip(1), password(), Some(hash.clone())).await.expect("checks").fits);
-        assert!(!hasher.check(ip(1), Password::typed("another".into()), Some(hash)).await.expect("checks").fits);
-        assert!(!hasher.check(ip(1), password(), None).await.expect("checks").fits);
+        assert!(hasher.check(ip(1), password(), Some(hash.clone()), false).await.expect("checks").fits);
+        assert!(!hasher.check(ip(1), Password::typed("another".into()), Some(hash), false).await.expect("checks").fits);
+        assert!(!hasher.check(ip(1), password(), None, false).await.expect("checks").fits);
+    }
+
+    /// ENUM-01: a second hash would tell that the password is right.
+    #[tokio::test]
+    async fn the_hash_of_a_closed_account_is_not_made_anew() {
+        let (cheap, dear) = (hasher(), hasher_of("2"));
+        let password = || Password::typed("a good password".into());
+        let hash = cheap.hash(ip(1), password(), &Chance::seeded(2)).await.expect("hashes");
+        for is_closed in [false, true] {
+            let checked = dear.check(ip(1), password(), Some(hash.clone()), is_closed).await.expect("checks");
+            assert_eq!((checked.fits, checked.upgrade.is_some()), (true, !is_closed));
+        }
     }
 
     #[test]

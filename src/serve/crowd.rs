@@ -239,10 +239,12 @@ impl Line {
         self.hall.serving.finish();
     }
 
-    /// A request waits for the rest of its body.
-    pub(super) fn starve(&self) {
-        self.waits_from(Instant::now());
-        self.starving.fetch_add(1, Ordering::SeqCst);
+    /// A request waits for the rest of its body; `anew` if it has not done so before. A body that comes in drops keeps us waiting
+    /// from its first drop on, and bodies beside it from the first one's: neither may keep its place by that. SLOW-01.
+    pub(super) fn starve(&self, anew: bool) {
+        if self.starving.fetch_add(1, Ordering::SeqCst) == 0 && anew {
+            self.waits_from(Instant::now());
+        }
         if self.hall.serving.0.starving.fetch_add(1, Ordering::Relaxed) >= STARVING {
             self.hall.send_somebody_away(|line| line.starving.load(Ordering::Relaxed) > 0);
         }
@@ -309,7 +311,7 @@ mod tests {
     /// A request whose body does not come.
     fn starve(line: &Line) {
         line.begin(true);
-        line.starve();
+        line.starve(true);
     }
 
     /// SLOW-02: what has come of bodies is bounded, and the slowest pay for it.
@@ -326,6 +328,33 @@ mod tests {
         let newest = crowd.enter().await;
         starve(newest.line());
         assert_eq!((silent.line().must_go(), slow.line().must_go(), newest.line().must_go()), (false, true, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_comes_in_drops_keeps_no_place_from_a_newcomer() {
+        let crowd = Crowd::new(1, Serving::default());
+        let dripping = crowd.enter().await;
+        starve(dripping.line());
+        for _ in 0..10 {
+            tokio::time::advance(GRACE / 2).await;
+            dripping.line().feed();
+            dripping.line().starve(false);
+        }
+        assert!(tokio::time::timeout(Duration::ZERO, crowd.enter()).await.is_err());
+        assert!(dripping.line().must_go());
+    }
+
+    /// HTTP/2: a hundred bodies on one connection, begun one after the other.
+    #[tokio::test(start_paused = true)]
+    async fn bodies_that_begin_beside_an_unfinished_one_keep_no_place_either() {
+        let crowd = Crowd::new(1, Serving::default());
+        let greedy = crowd.enter().await;
+        for _ in 0..10 {
+            starve(greedy.line());
+            tokio::time::advance(GRACE / 2).await;
+        }
+        assert!(tokio::time::timeout(Duration::ZERO, crowd.enter()).await.is_err());
+        assert!(greedy.line().must_go());
     }
 
     #[tokio::test(start_paused = true)]

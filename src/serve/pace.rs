@@ -124,16 +124,18 @@ pin_project! {
 struct Hunger {
     line: Arc<Line>,
     starves: bool,
+    has_starved: bool,
 }
 
 impl Hunger {
     fn set(&mut self, starves: bool) {
         match (self.starves, starves) {
-            (false, true) => self.line.starve(),
+            (false, true) => self.line.starve(!self.has_starved),
             (true, false) => self.line.feed(),
             _ => {}
         }
         self.starves = starves;
+        self.has_starved |= starves;
     }
 }
 
@@ -145,7 +147,7 @@ impl Drop for Hunger {
 
 impl<B: Body> Fed<B> {
     fn of(body: B, line: &Arc<Line>) -> Self {
-        let hunger = (!body.is_end_stream()).then(|| Hunger { line: line.clone(), starves: false });
+        let hunger = (!body.is_end_stream()).then(|| Hunger { line: line.clone(), starves: false, has_starved: false });
         Fed { body, hunger }
     }
 }

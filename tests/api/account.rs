@@ -1151,6 +1151,27 @@ async fn a_sign_in_that_overlaps_a_password_change_opens_nothing_that_outlives_i
     }
 }
 
+/// The password was checked for whoever had the address then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sign_in_does_not_follow_an_address_to_another_account() {
+    let stage = Stage::with(&[("ARGON2_ITERATIONS", "200")]).await;
+    stage.sign_up("ana").await;
+    stage.sign_up("ben").await;
+    let thief = stage.anon();
+    let overlapping = {
+        let thief = thief.clone();
+        tokio::spawn(async move { thief.log_in("ana").await })
+    };
+    // It is counted before the password is checked.
+    while stage.count("SELECT count(*) FROM guesses") == 0 {
+        tokio::task::yield_now().await;
+    }
+    stage.execute("UPDATE users SET email_canonical = 'elsewhere@example.com' WHERE email_canonical = 'ana@example.com'");
+    stage.execute("UPDATE users SET email_canonical = 'ana@example.com' WHERE email_canonical = 'ben@example.com'");
+    overlapping.await.expect("no panic").is_refused(401, "invalid_credentials");
+    thief.get("/me").await.is_refused(401, "unauthenticated");
+}
+
 /// REV-05
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sign_in_that_overlaps_the_disabling_of_the_account_opens_nothing_that_outlives_it() {

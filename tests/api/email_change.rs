@@ -272,3 +272,56 @@ async fn an_unverified_account_does_not_stand_in_the_way_back() {
     assert_eq!(stage.count("SELECT count(*) FROM users"), 1);
     assert_eq!(stage.count("SELECT count(*) FROM users WHERE email = 'ana@example.com'"), 1);
 }
+
+/// Nor does one that the owner is made to bring back by a link that looks like the right one.
+#[tokio::test]
+async fn an_account_that_came_by_a_way_back_does_not_stand_in_the_way_of_an_older_one() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let id = ana.get("/me").await.is(200).json()["user"]["id"].as_str().expect("an id").to_string();
+    let token = ask(&stage, &ana, THIEF).await;
+    confirm(&ana, &token).await.is(200);
+    let right = token_of(&stage.letter(OLD, "Your account at localhost has").await);
+
+    let decoy = stage.sign_up("ana").await;
+    let token = ask(&stage, &decoy, "another@evil.test").await;
+    confirm(&decoy, &token).await.is(200);
+    let letters = stage.letters_to(OLD, "Your account at localhost has").await;
+    let wrong = token_of(letters.last().expect("the decoy's"));
+    stage.anon().post("/email/undo", json!({"token": wrong})).await.is(204);
+    assert_eq!(stage.count("SELECT count(*) FROM users WHERE email = 'ana@example.com' AND email_verified = 1"), 1);
+
+    stage.anon().post("/email/undo", json!({"token": right})).await.is(204);
+    assert_eq!(stage.count("SELECT count(*) FROM users"), 1);
+    let admin = stage.admin("admin").await;
+    assert_eq!(admin.get(&format!("/admin/users/{id}")).await.is(200).json()["user"]["email"], OLD);
+}
+
+/// Who verified the address by themselves keeps it, and so does an administrator in any case.
+#[tokio::test]
+async fn a_verified_account_and_an_administrators_are_not_deleted_by_a_way_back() {
+    let stage = Stage::new().await;
+    for make in ["UPDATE users SET email_verified = 1 WHERE email = 'ana@example.com'", "UPDATE users SET role = 'admin' WHERE email = 'ana@example.com'"] {
+        stage.execute("DELETE FROM users");
+        let ana = stage.sign_up("ana").await;
+        let token = ask(&stage, &ana, THIEF).await;
+        confirm(&ana, &token).await.is(200);
+        let letters = stage.letters_to(OLD, "Your account at localhost has").await;
+        stage.sign_up("ana").await;
+        stage.execute(make);
+        let way_back = token_of(letters.last().expect("the newest"));
+        stage.anon().post("/email/undo", json!({"token": way_back})).await.is_refused(409, "email_taken");
+        assert_eq!(stage.count("SELECT count(*) FROM users"), 2);
+    }
+}
+
+#[tokio::test]
+async fn after_the_way_back_the_alarm_rings_for_whoever_moved_the_account() {
+    let stage = Stage::new().await;
+    let thief = stage.sign_up("ana").await;
+    let token = ask(&stage, &thief, THIEF).await;
+    confirm(&thief, &token).await.is(200);
+    let way_back = token_of(&stage.letter(OLD, "Your account at localhost has").await);
+    stage.anon().post("/email/undo", json!({"token": way_back})).await.is(204);
+    assert_eq!(stage.count("SELECT (SELECT count(*) FROM known_ips) + (SELECT count(*) FROM known_devices)"), 0);
+}

@@ -222,6 +222,20 @@ async fn an_account_stays_whose_letter_never_left_or_that_is_signed_in_or_verifi
 }
 
 #[tokio::test]
+async fn an_account_stays_that_was_used_within_the_time_and_is_signed_out_now() {
+    let stage = Stage::new().await;
+    stage.sign_up("ana").await;
+    stage.letters().await;
+    for _ in 0..8 {
+        stage.clock.advance(DAY);
+        let ana = stage.sign_in("ana").await;
+        ana.poke("/logout").await.is(204);
+        purge(&stage).await;
+    }
+    assert_eq!(stage.count("SELECT count(*) FROM users"), 1);
+}
+
+#[tokio::test]
 async fn verify_first_answers_alike_for_every_address_and_signs_nobody_in() {
     let stage = Stage::with(&[("SIGNUP", "verify_first")]).await;
     let ask = json!({"email": ANA, "password": password_of("ana")});

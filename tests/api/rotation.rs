@@ -6,7 +6,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use holdfast::clock::Timestamp;
+use holdfast::db::Fault;
+use holdfast::id::SessionId;
 use holdfast::purge::purge;
+use holdfast::secret::Token;
+use holdfast::session_security::note_use_of_successor;
 
 use crate::stage::{ABSOLUTE_TIMEOUT, Actor, Answer, IDLE_TIMEOUT, IPHONE, START, Stage, TICK, email_of, password_of};
 
@@ -492,4 +496,21 @@ async fn a_rotated_token_is_unknown_once_its_session_is_purged() {
     stage.clock.advance(TICK);
     purged().await;
     before.get("/me").await.is_refused(401, "unauthenticated");
+}
+
+/// A request with the middle token of three may be slower than the rotation that followed it.
+#[tokio::test]
+async fn a_late_note_that_a_token_was_used_says_nothing_of_its_successor() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let session = ana.get("/me").await.is(200).json()["session"]["id"].as_str().and_then(SessionId::parse).expect("an id");
+    let (middle, _) = rotated(&ana).await;
+    let note = async |actor: &Actor| {
+        let token = Token::read(&actor.token().expect("a token")).expect("a token").hash();
+        stage.app.db.write(move |tx| note_use_of_successor(tx, session, &token)).await.map_err(|fault: Fault| fault).expect("a note");
+    };
+    note(&middle).await;
+    assert_eq!(stage.count("SELECT count(*) FROM retired_tokens WHERE successor_used = 1"), 0);
+    note(&ana).await;
+    assert_eq!(stage.count("SELECT count(*) FROM retired_tokens WHERE successor_used = 1"), 1);
 }

@@ -122,7 +122,11 @@ async fn spent_expired_and_unknown_links_get_the_same_page() {
     assert!(forms.is_empty());
     let spent = stage.anon().get(&link).await.is(400).body;
     assert_eq!(stage.anon().get(&unknown).await.is(400).body, spent);
-    assert_eq!(stage.anon().get("/security/session/nonsense").await.is(400).body, spent);
+    for nonsense in ["nonsense", "%ff", "%00"] {
+        assert_eq!(stage.anon().get(&format!("/security/session/{nonsense}")).await.is(400).body, spent);
+    }
+    stage.anon().get("/security/verify/%ff").await.is(200);
+    assert_eq!(stage.anon().submit("/security/reset/%ff", &[("new_password", NEW)]).await.is(400).body, spent);
     assert_eq!(elsewhere.submit(&unknown, &[]).await.is(400).body, spent);
     assert_eq!(elsewhere.submit(&link, &[]).await.is(400).body, spent);
     for page in ["verify", "reset", "email-change", "email-undo"] {

@@ -1,13 +1,17 @@
 //! Idle and absolute timeouts, checked on every request: to the millisecond, whatever the clock, the configuration or a
 //! crash does in between.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use holdfast::background;
+use holdfast::background::{self, watch_clock};
 use holdfast::clock::Timestamp;
+use holdfast::purge::purge;
 
+use crate::database::ON_POSTGRES;
 use crate::every_route::{CONTRACT, Needs, bare, filled};
 use crate::stage::{ABSOLUTE_TIMEOUT, Actor, Answer, IDLE_TIMEOUT, START, Stage, TICK, email_of, password_of};
 
@@ -410,6 +414,55 @@ async fn an_expired_session_stays_dead_when_the_clock_steps_back() {
     let again = stage.anon();
     again.set_token(ana.token().as_deref());
     again.get("/me").await.is_refused(401, "session_expired");
+}
+
+/// CLK-02: nobody came with it before the step, so nobody was told that it is over.
+#[tokio::test]
+async fn a_session_that_was_dead_before_the_clock_stepped_back_stays_dead_unmet() {
+    let stage = Stage::new().await;
+    let (ana, ben) = (stage.sign_up("ana").await, stage.sign_up("ben").await);
+    let seen = Arc::new(AtomicI64::new(0));
+    stage.clock.advance(IDLE_TIMEOUT / 2);
+    ben.get("/me").await.is(200);
+    stage.clock.advance(IDLE_TIMEOUT / 2 + TICK);
+    watch_clock(stage.app.clone(), seen.clone()).await.expect("nothing to do");
+    stage.clock.step_back(TICK * 2_000);
+    watch_clock(stage.app.clone(), seen.clone()).await.expect("the database is there");
+    ben.get("/me").await.is(200);
+    if ON_POSTGRES {
+        // There the database's own clock is asked too, and it knows nothing of this test's.
+        return;
+    }
+    ana.get("/me").await.is_refused(401, "session_idle_timeout");
+}
+
+/// CLK-02: a database that is gone for a moment does not make a step forgotten.
+#[tokio::test]
+async fn a_step_back_that_could_not_be_dealt_with_is_found_again() {
+    let stage = Stage::new().await;
+    stage.sign_up("ana").await;
+    let seen = Arc::new(AtomicI64::new(stage.clock.now().0));
+    stage.clock.step_back(Duration::from_secs(3600));
+    let before = seen.load(Ordering::Relaxed);
+    stage.execute("ALTER TABLE device_sessions RENAME TO elsewhere");
+    watch_clock(stage.app.clone(), seen.clone()).await.expect_err("no such table");
+    assert_eq!(seen.load(Ordering::Relaxed), before);
+    stage.execute("ALTER TABLE elsewhere RENAME TO device_sessions");
+    watch_clock(stage.app.clone(), seen.clone()).await.expect("the database is there");
+    assert_eq!(seen.load(Ordering::Relaxed), stage.clock.now().0);
+}
+
+/// CLK-02: the clock ran ahead for a while, and what was purged by it must not live on in memory.
+#[tokio::test]
+async fn a_session_that_a_fast_clock_had_purged_opens_nothing_when_the_clock_comes_back() {
+    let stage = Stage::with(&[("ENDED_SESSION_RETENTION", "1h"), ("ABSOLUTE_TIMEOUT", "8h"), ("IDLE_TIMEOUT", "none")]).await;
+    let ana = stage.sign_up("ana").await;
+    ana.get("/check").await.is(204);
+    stage.clock.advance(10 * HOUR);
+    purge(&stage.app.db, &stage.app.config, stage.app.clock.now(), |_, _| {}).await.expect("the purge works");
+    assert_eq!(stage.count("SELECT count(*) FROM device_sessions"), 0);
+    stage.clock.step_back(10 * HOUR);
+    ana.get("/check").await.is_refused(401, "unauthenticated");
 }
 
 /// CLK-02.
