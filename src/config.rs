@@ -63,7 +63,7 @@ settings! {
     "SIGNUP_LIMIT_SOURCE" = "20/1h", "Sign-ups from one IPv4 address or IPv6 /64; none for no limit.";
     "LETTER_LIMIT_SOURCE" = "20/1h", "Requests for letters (a new password, a confirmation) from one IPv4 address or IPv6 /64; none for no limit.";
     "SIGNUP" = "open", "Who may sign up: open; verify_first, after a letter, so that nobody learns who has an account; closed.";
-    "UNVERIFIED_RETENTION" = "7d", "How long an account may leave the letter that asks for its address unanswered.";
+    "UNVERIFIED_RETENTION" = "7d", "How long an account that nobody uses may leave the letter that asks for its address unanswered.";
     "MAIL" = "auto", "smtp://user:password@host:587 (STARTTLS), smtps://… (TLS), file:FOLDER, log; auto: file:data/mail if PUBLIC_URL is loopback, else log.";
     "MAIL_FILE" = "", "A file that holds the value of MAIL, so that its password is in no environment.";
     "MAIL_FROM" = "auto", "The sender of letters: Name <address>; auto: no-reply at PUBLIC_URL's host.";
