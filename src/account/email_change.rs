@@ -27,7 +27,7 @@ use crate::cookie::Name;
 use crate::db::{Fault, Tx};
 use crate::device_sessions::{self, DeviceSession, EndReason, holding, live_with, revoke_all_but, set_cookie, still_current};
 use crate::error::{Error, Problem, Refusal};
-use crate::event::{Event, Scene, record};
+use crate::event::{Event, Scene, record, record_asked};
 use crate::factor::password::Password;
 use crate::form::{Form, FromForm, Json, NoQuery, Query, Rules};
 use crate::guard::{ADMIN, SignedIn};
@@ -80,12 +80,18 @@ impl FromForm for EmailChange {
 /// Posts the link and the notice. To an address that has an account goes another letter, and nobody else is told.
 fn post_letters(tx: &mut Tx, me: &LiveSession, email: &Email, version: i64, scene: Scene) -> Result<(), Error> {
     still_current(tx, me)?;
-    if of_session(tx, me.user_id)?.security_version != version {
+    let user = of_session(tx, me.user_id)?;
+    if user.security_version != version {
         // The password changed on another device while this one was proving the old one.
         return Err(Refusal::WrongCurrentPassword.into());
     }
     letter_token::kill_with_letters(tx, me.user_id, Purpose::ChangeEmail)?;
     let scene = scene.about(me.id);
+    if !user.view.email_verified && address_of(&user)?.canonical() == email.canonical() {
+        // The link of a change takes the mailbox alone. Whoever signed up with somebody else's address could so have it verified
+        // by a click of theirs, and keep the password; the link that confirms an address takes that or a session too. VER-01.
+        return Ok(record_asked(tx, scene.whose(me.user_id), Event::VerificationRequested)?);
+    }
     record(tx, scene.clone().whose(me.user_id), Event::EmailChangeRequested { to: email.clone() })?;
     if let Some(owner) = by_email(tx, email)?.filter(|owner| owner.view.id != me.user_id) {
         letter_token::kill_with_letters(tx, me.user_id, Purpose::ChangeEmail)?;

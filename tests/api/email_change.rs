@@ -52,6 +52,21 @@ async fn nothing_changes_until_the_new_address_confirms() {
     stage.anon().post("/login", json!({"email": NEXT, "password": password_of("ana")})).await.is(200);
 }
 
+/// VER-01: nobody has the own address verified by the link that takes the mailbox alone.
+#[tokio::test]
+async fn a_change_to_the_own_unproved_address_asks_for_its_proof_as_usual() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let first = token_of(&stage.letter(OLD, "Confirm your e-mail").await);
+    ana.put("/me/email", change("ANA@example.com")).await.is(202);
+    let letters = stage.letters_to(OLD, "Confirm your").await;
+    let token = token_of(letters.last().expect("one more"));
+    assert_ne!(token, first);
+    confirm(&stage.anon(), &token).await.is_refused(400, "invalid_token");
+    stage.anon().post("/email/verify", json!({"token": token})).await.is_refused(403, "invalid_credentials");
+    ana.post("/email/verify", json!({"token": token})).await.is(200);
+}
+
 #[tokio::test]
 async fn a_letter_that_is_opened_elsewhere_ends_every_session() {
     let stage = Stage::new().await;
