@@ -36,6 +36,10 @@ pub struct Parts {
     pub db: Db,
     /// The threads that hash passwords.
     pub hasher: Hasher,
+    /// The letters that are being delivered.
+    pub posting: Serving,
+    /// No more of them are begun: the server stops.
+    pub post_closed: AtomicBool,
     /// The thread that names devices.
     pub devices: Devices,
     /// How often strangers may ask for what costs something.
@@ -106,6 +110,8 @@ impl App {
             db,
             hasher,
             devices: Devices::start()?,
+            posting: Serving::default(),
+            post_closed: AtomicBool::new(false),
             line: Line::default(),
             instance: Uuid::from_bytes(chance.bytes()),
             serving: Serving::default(),

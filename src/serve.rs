@@ -84,9 +84,14 @@ pub async fn serve(app: App, listener: Listener, stop: impl Future<Output = ()> 
     tracing::info!("stopping: no new connections, finishing what runs");
     // Before the wait, should somebody's patience be shorter than ours; and once more after it.
     let _ = background::write_back_all(&app).await;
-    if tokio::time::timeout(app.config.shutdown_grace, app.serving.idle()).await.is_err() {
+    let until = tokio::time::Instant::now() + app.config.shutdown_grace;
+    if tokio::time::timeout_at(until, app.serving.idle()).await.is_err() {
         tracing::warn!(grace = ?app.config.shutdown_grace, "some requests did not finish in time");
         handle.shutdown();
+    }
+    app.post_closed.store(true, Ordering::SeqCst);
+    if tokio::time::timeout_at(until, app.posting.idle()).await.is_err() {
+        tracing::warn!("some letters were still on their way; they go out again after the next start");
     }
     // Also what goes on for callers that have gone away.
     let _ = tokio::time::timeout(GOODBYE, app.db.settled()).await;

@@ -14,6 +14,7 @@
 //! to learn from an answer's time whether an account exists (a request only inserts a row), to use a link from a letter
 //! that waited while the password was changed (its token is minted at delivery, and the letter is withdrawn).
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -29,6 +30,7 @@ use crate::id::{EventId, LetterId, SessionId, UserId};
 use crate::letter_token::{self, Grant, Purpose};
 use crate::mail::Letter;
 use crate::secret::Token;
+use crate::serve::Running;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Letters that found no way out within a day would only confuse.
@@ -126,7 +128,7 @@ struct Lease {
     posted_at: Timestamp,
 }
 
-/// Delivers all letters that are due, and counts those that left.
+/// Delivers all letters that are due, and counts those that left. Once the post is closed it begins no more.
 ///
 /// # Errors
 /// The database cannot be used. A transport that fails is no error: the letter is put off.
@@ -137,16 +139,19 @@ pub async fn deliver_due(app: &App) -> Result<usize, Fault> {
     loop {
         // A slow letter holds up nobody else's: its place alone is taken.
         let room = AT_ONCE - i64::try_from(under_way.len()).unwrap_or(AT_ONCE);
+        // A stop waits for what has been claimed.
+        let claiming = app.posting.begin();
         // Most looks find nothing, and need no turn at the writer.
-        while room > 0 && trouble.is_none() && app.db.glance(something_is_due).await? {
+        while room > 0 && trouble.is_none() && !app.post_closed.load(Ordering::SeqCst) && app.db.glance(something_is_due).await? {
             match app.db.write(move |tx| claim(tx, room)).await {
                 // What was due was over: there may be more.
                 Ok(errands) if errands.is_empty() => continue,
-                Ok(errands) => errands.into_iter().for_each(|errand| drop(under_way.spawn(deliver(app.clone(), errand)))),
+                Ok(errands) => errands.into_iter().for_each(|errand| drop(under_way.spawn(deliver(app.clone(), errand, app.posting.begin())))),
                 Err(fault) => trouble = Some(fault),
             }
             break;
         }
+        drop(claiming);
         if under_way.is_empty() {
             return trouble.map_or(Ok(left), Err);
         }
@@ -163,7 +168,8 @@ pub async fn deliver_due(app: &App) -> Result<usize, Fault> {
     }
 }
 
-async fn deliver(app: App, errand: Errand) -> Result<bool, Fault> {
+/// Delivers one letter, as long as somebody who stops the server waits for those under way.
+async fn deliver(app: App, errand: Errand, _posting: Running) -> Result<bool, Fault> {
     let lease = errand.lease;
     let trouble = match attempt(&app, &errand).await {
         Ok(()) => {

@@ -1,6 +1,7 @@
 //! The outbox: every letter gets out once it can, at least once, and none is lost. Mail servers die, instances crash with letters
 //! in hand, clocks go on.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::json;
@@ -19,6 +20,18 @@ async fn a_letter_goes_out_once() {
     stage.clock.advance(2 * HOUR);
     assert_eq!(deliver_due(&stage.app).await.expect("works"), 0);
     assert_eq!(stage.mailbag.letters().len(), 1);
+}
+
+/// So that a server which stops can wait for those that are on their way.
+#[tokio::test]
+async fn once_the_post_is_closed_no_letter_is_begun() {
+    let stage = Stage::new().await;
+    stage.sign_up("ana").await;
+    stage.app.post_closed.store(true, Ordering::SeqCst);
+    assert_eq!(deliver_due(&stage.app).await.expect("works"), 0);
+    assert_eq!(stage.count("SELECT attempts FROM outbox"), 0);
+    stage.app.post_closed.store(false, Ordering::SeqCst);
+    assert_eq!(deliver_due(&stage.app).await.expect("works"), 1);
 }
 
 #[tokio::test]
