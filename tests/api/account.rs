@@ -1154,7 +1154,7 @@ async fn a_sign_in_that_overlaps_a_password_change_opens_nothing_that_outlives_i
 /// The password was checked for whoever had the address then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sign_in_does_not_follow_an_address_to_another_account() {
-    let stage = Stage::with(&[("ARGON2_ITERATIONS", "5000")]).await;
+    let stage = Stage::with(&[("ARGON2_ITERATIONS", "1000")]).await;
     let id = stage.sign_up("ana").await.get("/me").await.is(200).json()["user"]["id"].clone();
     stage.sign_up("ben").await;
     let thief = stage.anon();
