@@ -108,8 +108,8 @@ impl House {
         let Some(request) = self.read(data) else { return };
         let (is_page, is_head) = (request.uri().path().starts_with("/security/"), request.method() == "HEAD");
         let (head, content) = head_and_body(data);
-        let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let said = [self.filled(line), self.filled(content)].concat();
+        let beside_cookies = head.split(|byte| *byte == b'\n').filter(|line| !line.to_ascii_lowercase().starts_with(b"cookie"));
+        let said: Vec<u8> = beside_cookies.chain([content]).flat_map(|part| self.filled(part)).collect();
         let (status, headers, body) = self.send(request);
         assert!(status.as_u16() < 500, "{status}: {}", String::from_utf8_lossy(&body));
         for name in ["x-request-id", "content-security-policy", "referrer-policy", "x-content-type-options"] {
@@ -126,7 +126,7 @@ impl House {
         assert!(status != StatusCode::UNAUTHORIZED || !headers.contains_key(header::SET_COOKIE));
         let secret = self.cookie.split_once('=').map_or("", |(_, token)| token).as_bytes();
         let holds = |text: &[u8]| text.windows(secret.len()).any(|window| window == secret);
-        // The name of a field or parameter that does not belong is repeated to whoever sent it, whatever it is.
+        // The name of a field that does not belong, or a user agent, is repeated to whoever sent it, whatever it is.
         assert!(!holds(&body) || holds(&said), "a body holds the session token");
         if !self.is_signed_in() {
             self.sign_in_again();
