@@ -1,8 +1,9 @@
 //! The server loop: listening, finding room for newcomers, cutting slow clients, and stopping without losing anything.
 //!
 //! A stop goes in this order: no new connections; what runs is finished, while connections that are already open hear `503`
-//! from `/health/ready`; the open connections are closed; what is unwritten is written. Nothing that was acknowledged depends
-//! on any of it: `kill -9` at any line loses at most a little of last-active, which makes idle come early.
+//! from `/health/ready`; letters that are on their way arrive, and no more are begun; the open connections are closed; what is
+//! unwritten is written. Nothing that was acknowledged depends on any of it: `kill -9` at any line loses at most a little of
+//! last-active, which makes idle come early.
 
 mod crowd;
 mod pace;

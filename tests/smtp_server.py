@@ -1,6 +1,7 @@
-"""A real SMTP server for the tests: smtp_server.py good|login|watch|refuse|silent|die-once|tls|starttls [CERTIFICATE KEY]
+"""A real SMTP server for the tests: smtp_server.py good|login|watch|refuse|silent|patient|die-once|tls|starttls [CERTIFICATE KEY]
 
-Says its port on the first line, then each message as one line of JSON. It ends with its standard input.
+Says its port on the first line, then each message as one line of JSON. It ends with its standard input. The patient one
+acknowledges a message when a line comes in there.
 """
 import asyncio, email, json, ssl, sys
 from aiosmtpd.smtp import SMTP, AuthResult
@@ -15,6 +16,7 @@ def say(what):
 class Handler:
     def __init__(self):
         self.died = False
+        self.nods = asyncio.Semaphore(0)
 
     async def handle_EHLO(self, server, session, envelope, hostname, responses):
         session.host_name = hostname
@@ -39,6 +41,8 @@ class Handler:
             server.transport.abort()
             await asyncio.sleep(3600)
         say(told)
+        if mode == "patient":
+            await self.nods.acquire()
         return "250 OK"
 
 
@@ -67,7 +71,8 @@ async def main():
     else:
         server = await loop.create_server(lambda: SMTP(handler, enable_SMTPUTF8=True, **auth), "127.0.0.1", 0, ssl=context if mode == "tls" else None)
     say(server.sockets[0].getsockname()[1])
-    await loop.run_in_executor(None, sys.stdin.read)
+    while await loop.run_in_executor(None, sys.stdin.readline):
+        handler.nods.release()
 
 
 try:

@@ -1,9 +1,10 @@
 //! Mail against a real SMTP server, and against ones that refuse, fall silent, or die with a letter in hand.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use holdfast::event::outbox::deliver_due;
@@ -42,6 +43,11 @@ impl Server {
         let mut line = String::new();
         self.lines.read_line(&mut line).expect("a line");
         serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))
+    }
+
+    /// Lets the patient one acknowledge a message.
+    fn nod(&mut self) {
+        self.stdin.as_mut().expect("it runs").write_all(b"\n").expect("it reads");
     }
 }
 
@@ -241,6 +247,36 @@ fn no_letter_is_lost_by_kill_9() {
         letters_in(&place).iter().filter_map(|text| text.lines().find_map(|line| line.strip_prefix("To: ").map(String::from))).collect();
     recipients.sort();
     assert_eq!(recipients, (0..5).map(|n| format!("user{n}@example.com")).collect::<Vec<_>>());
+}
+
+/// Cut off, it would be told of as a failure, and go out once more.
+#[test]
+fn a_stop_waits_for_the_letter_that_is_on_its_way() {
+    let mut mail = Server::start("patient");
+    let place = Place::with(&[("MAIL", &mail.url())]);
+    let server = place.start();
+    server.sign_up("ana@example.com");
+    mail.line();
+    server.signal(Signal::TERM);
+    server.wait_for("stopping");
+    mail.nod();
+    let (_, log) = server.ends_within(PATIENCE);
+    assert!(!log.contains("could not be sent"), "{log}");
+    assert_eq!(place.sql().query_row("SELECT count(*) FROM outbox WHERE done_at IS NULL", [], |row| row.get::<_, i64>(0)).expect("a number"), 0);
+}
+
+#[test]
+fn a_stop_waits_for_no_letter_longer_than_its_grace() {
+    let mut mail = Server::start("patient");
+    let place = Place::with(&[("MAIL", &mail.url()), ("SHUTDOWN_GRACE", "1s")]);
+    let server = place.start();
+    server.sign_up("ana@example.com");
+    mail.line();
+    server.signal(Signal::TERM);
+    let (_, log) = server.ends_within(PATIENCE);
+    assert!(log.contains("some letters were still on their way"), "{log}");
+    let lease = "SELECT count(*) FROM outbox WHERE done_at IS NULL AND leased_until > 0";
+    assert_eq!(place.sql().query_row(lease, [], |row| row.get::<_, i64>(0)).expect("a number"), 1, "it goes out again");
 }
 
 #[test]
