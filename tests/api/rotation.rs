@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use holdfast::clock::Timestamp;
 use holdfast::db::Fault;
+use holdfast::device_sessions::{Known, look_up};
 use holdfast::id::SessionId;
+use holdfast::live_sessions::Met;
 use holdfast::purge::purge;
 use holdfast::secret::Token;
 use holdfast::session_security::note_use_of_successor;
@@ -513,4 +515,20 @@ async fn a_late_note_that_a_token_was_used_says_nothing_of_its_successor() {
     assert_eq!(stage.count("SELECT count(*) FROM retired_tokens WHERE successor_used = 1"), 0);
     note(&ana).await;
     assert_eq!(stage.count("SELECT count(*) FROM retired_tokens WHERE successor_used = 1"), 1);
+}
+
+/// Whoever rotated it may be a step behind the commit.
+#[tokio::test]
+async fn a_request_that_is_refused_with_a_rotated_token_makes_memory_forget_it() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let token = Token::read(&ana.token().expect("a token")).expect("a token").hash();
+    let Known::Open(row, last_active) = stage.app.db.glance(move |tx| look_up(tx, &token)).await.expect("a row") else { panic!("it lives") };
+    let (before, _) = rotated(&ana).await;
+    let live = stage.app.db.live();
+    let Met::Unknown(ticket) = live.meet(&token, stage.clock.now(), true) else { panic!("it is forgotten") };
+    assert!(live.admit(ticket, *row, last_active));
+    live.distrust();
+    before.get("/me").await.is_refused(401, "session_rotated");
+    assert_eq!(live.last_active(&token), None);
 }

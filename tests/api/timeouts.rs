@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::Method;
 use serde_json::{Value, json};
 
 use holdfast::background::{self, watch_clock};
 use holdfast::clock::Timestamp;
 use holdfast::purge::purge;
+use holdfast::session_extractor::{look, require_session};
 
 use crate::database::ON_POSTGRES;
 use crate::every_route::{CONTRACT, Needs, bare, filled};
@@ -679,6 +682,23 @@ async fn an_instance_rejects_no_session_that_another_one_has_seen_and_written_do
     stage.clock.advance(2 * TICK);
     there.get("/check").await.is(204);
     here.get("/check").await.is(204);
+}
+
+/// TIME-03: the request that is judged late may be overtaken by one that came in time, of which only memory knows yet.
+#[tokio::test]
+async fn a_late_look_that_was_overtaken_takes_no_activity_back() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    ana.get("/check").await.is(204);
+    let poll = passive(&ana).request(Method::GET, "/me").body(Body::empty()).expect("a request");
+    stage.clock.advance(IDLE_TIMEOUT + TICK);
+    let late = look(&stage.app, poll.headers());
+    stage.clock.step_back(MINUTE);
+    ana.get("/check").await.is(204);
+    stage.clock.advance(30 * SECOND);
+    ana.get("/check").await.is(204);
+    assert!(require_session(&stage.app, poll, late).await.is_ok());
+    assert_eq!(moment(&own_session(&passive(&ana)).await["last_active_at"]), stage.clock.now());
 }
 
 #[tokio::test]
