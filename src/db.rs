@@ -379,6 +379,17 @@ impl Db {
         self.transact(Mode::Write, f).await
     }
 
+    /// [Writes](Self::write) what must not tell by its time what it found, for whoever asks about somebody else: it ends no sooner
+    /// than [`EVEN`] after it began, whatever there was to do. ENUM-02.
+    pub async fn write_evenly<T, E, F>(&self, f: F) -> Result<T, E>
+    where
+        F: Fn(&mut Tx) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Fault> + Send + 'static,
+    {
+        tokio::join!(self.write(f), tokio::time::sleep(EVEN)).0
+    }
+
     /// Changes the schema.
     async fn migrate<F>(&self, f: F) -> Result<(), Fault>
     where
@@ -546,6 +557,8 @@ where
 
 /// How often a transaction is run before its caller is told to come again: the last of these waits are up to 0.3 s.
 const ATTEMPTS: u32 = 20;
+/// How long an [even write](Db::write_evenly) takes at least: several times what it does on a machine that keeps up.
+pub const EVEN: Duration = Duration::from_millis(20);
 /// How long a look at the file may take before it counts as failed.
 const LOOK_TAKES: Duration = Duration::from_millis(500);
 /// How long a chunk of background work may hold the writer.

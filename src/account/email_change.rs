@@ -53,7 +53,7 @@ pub async fn ask(
     let version = user.security_version;
     let asked = app.floods.letters.meter(client.ip, async {
         let scene = client.scene().await?;
-        app.db.write(move |tx| post_letters(tx, &me, &email, version, scene.clone())).await?;
+        app.db.write_evenly(move |tx| post_letters(tx, &me, &email, version, scene.clone())).await?;
         Ok(StatusCode::ACCEPTED)
     });
     Ok(asked.await)

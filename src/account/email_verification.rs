@@ -149,7 +149,7 @@ async fn post_link(app: &App, client: &Client, headers: &HeaderMap, ask: SendAga
     let held = app.cookies.presented_hash(headers, Name::Session);
     let scene = client.scene().await?;
     app.db
-        .write(move |tx| -> Result<(), Error> {
+        .write_evenly(move |tx| -> Result<(), Error> {
             let user = match (&ask.email, &held) {
                 (Some(email), _) => by_email(tx, email)?.map(|user| user.view.id),
                 (None, Some(token)) => live_with(tx, token)?.map(|session| session.user_id),

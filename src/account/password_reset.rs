@@ -1,7 +1,7 @@
 //! `POST /password/forgot`, `POST /password/reset`: a way back in for whoever has the mailbox.
 //!
-//! Asking tells nobody whether an account exists: the same answer for every address after one short write, and no wait for a
-//! mail server (ENUM-02); a letter costs a few statements more in that write, about a millisecond. The letter goes to the address on record, byte for byte, whatever spelling
+//! Asking tells nobody whether an account exists: the same answer for every address at the same time, whatever was to be
+//! written, and no wait for a mail server (ENUM-02). The letter goes to the address on record, byte for byte, whatever spelling
 //! was asked for (UNI-01). Its link is good for 30 minutes, once; it sets a password, ends every session, and signs nobody in
 //! (RST-05). It also lets the browser in which the password was chosen sign in, however often others have guessed meanwhile.
 //!
@@ -41,7 +41,7 @@ pub async fn forgot(State(app): State<App>, client: Client, Query(NoQuery): Quer
 
 async fn post_link(app: &App, client: &Client, email: Email) -> Result<StatusCode, Error> {
     let scene = client.scene().await?;
-    app.db.write(move |tx| ask_for_reset(tx, &email, scene.clone()).map_err(Error::from)).await?;
+    app.db.write_evenly(move |tx| ask_for_reset(tx, &email, scene.clone()).map_err(Error::from)).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

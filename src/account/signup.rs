@@ -60,14 +60,14 @@ async fn at_once(app: &App, client: Client, headers: &HeaderMap, ask: SignUp) ->
 }
 
 /// Opens the account and no session, and answers alike for every address: the letter tells its owner how to go on, or that
-/// there is an account already. The same work for both: one hash, one write.
+/// there is an account already. The same time for both: one hash, one even write.
 async fn by_letter(app: &App, client: &Client, ask: SignUp) -> Result<Response, Error> {
     let SignUp { email, password, name } = ask;
     let hash = app.hasher.hash(client.ip, password, app.db.chance()).await?;
     let scene = client.scene().await?;
     let account = NewAccount { email, hash, name, role: app.config.first_role().into() };
     app.db
-        .write(move |tx| -> Result<(), Error> {
+        .write_evenly(move |tx| -> Result<(), Error> {
             if open_account(tx, &account, By::User, scene.clone())?.is_none()
                 && let Some(owner) = by_email(tx, &account.email)?
             {

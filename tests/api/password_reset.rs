@@ -1,12 +1,16 @@
 //! A forgotten password: a letter, a link, a new one. Whoever has the mailbox gets the account back, and nobody else learns
 //! anything. An attacker asks for others, uses links twice, and keeps what they had before.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::stage::{Actor, Stage, TICK, email_of, password_of, token_of};
+use holdfast::db::EVEN;
+
+use crate::stage::{Actor, Answer, Stage, TICK, email_of, password_of, token_of};
 
 const ANA: &str = "ana@example.com";
 const NEW: &str = "quite another password";
@@ -16,11 +20,11 @@ async fn ask(stage: &Stage) -> String {
     token_of(&stage.letter(ANA, "Choose").await)
 }
 
-async fn reset(actor: &Actor, token: &str, password: &str) -> crate::stage::Answer {
+async fn reset(actor: &Actor, token: &str, password: &str) -> Answer {
     actor.post("/password/reset", json!({"token": token, "new_password": password})).await
 }
 
-async fn log_in_with(stage: &Stage, password: &str) -> crate::stage::Answer {
+async fn log_in_with(stage: &Stage, password: &str) -> Answer {
     stage.anon().post("/login", json!({"email": ANA, "password": password})).await
 }
 
@@ -172,6 +176,28 @@ async fn asking_is_answered_alike_and_the_letter_goes_to_the_address_on_record()
     let odd = ["a@x.test\r\nBcc: e@e.test", "a@evil@allowed.test", "<a@x.test>", "-oQ/tmp@x.test", "a@[127.0.0.1]"];
     for email in odd {
         stage.anon().post("/password/forgot", json!({"email": email})).await.is_refused(422, "validation_failed");
+    }
+}
+
+/// ENUM-02: what there was to write hides behind a time that is the same for all.
+#[tokio::test]
+async fn who_asks_about_an_address_hears_at_the_same_time_whatever_there_was_to_do() {
+    let (stage, by_letter) = (Stage::new().await, Stage::with(&[("SIGNUP", "verify_first")]).await);
+    let ana = stage.sign_up("ana").await;
+    stage.sign_up("ben").await;
+    for name in ["ben", "nobody"] {
+        let (anon, newcomer, email) = (stage.anon(), by_letter.anon(), json!(email_of(name)));
+        let evenly = async |answer: BoxFuture<'_, Answer>| {
+            let began = Instant::now();
+            answer.await.is(202);
+            assert!(began.elapsed() >= EVEN, "{name}");
+        };
+        evenly(anon.post("/password/forgot", json!({"email": email})).boxed()).await;
+        evenly(anon.post("/email/verification", json!({"email": email})).boxed()).await;
+        evenly(ana.put("/me/email", json!({"email": email, "current_password": password_of("ana")})).boxed()).await;
+        for _ in 0..2 {
+            evenly(newcomer.post("/signup", json!({"email": email, "password": "a good password"})).boxed()).await;
+        }
     }
 }
 
