@@ -137,7 +137,7 @@ impl Crowd {
 impl Hall {
     /// Sends away whoever of these has been waiting for longest among those that are looked at, if anybody has.
     fn send_somebody_away(&self, of_these: impl Fn(&Line) -> bool) -> bool {
-        let latest = millis_between(self.opened, Instant::now()).saturating_sub(GRACE.as_millis() as u64);
+        let latest = micros_between(self.opened, Instant::now()).saturating_sub(GRACE.as_micros() as u64);
         let mut present = self.present();
         let Present { lines, next } = &mut *present;
         let all = lines.len();
@@ -157,8 +157,8 @@ impl Hall {
     }
 }
 
-fn millis_between(earlier: Instant, later: Instant) -> u64 {
-    u64::try_from(later.duration_since(earlier).as_millis()).unwrap_or(u64::MAX)
+fn micros_between(earlier: Instant, later: Instant) -> u64 {
+    u64::try_from(later.duration_since(earlier).as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A place in the crowd, until it is dropped.
@@ -199,7 +199,7 @@ pub(super) struct Line {
     starving: AtomicUsize,
     /// It speaks HTTP/2, whose frames say nothing about requests: there only silence counts.
     http2: AtomicBool,
-    /// Since when it has been waiting for its client, if it is: milliseconds since the server began.
+    /// Since when it has been waiting for its client, if it is: microseconds since the server began, for many come within a millisecond.
     since: AtomicU64,
     sent_away: AtomicBool,
     /// Whom to wake when it is sent away.
@@ -270,7 +270,7 @@ impl Line {
 
     /// From now on it is the client's turn.
     pub(super) fn waits_from(&self, now: Instant) {
-        self.since.store(millis_between(self.hall.opened, now), Ordering::Relaxed);
+        self.since.store(micros_between(self.hall.opened, now), Ordering::Relaxed);
     }
 
     /// Whether nothing can go on before the client has sent more.

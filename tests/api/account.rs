@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 
+use crate::database::ON_POSTGRES;
 use crate::stage::{ABSOLUTE_TIMEOUT, Actor, Answer, CHROME, IDLE_TIMEOUT, Stage, TICK, email_of, password_of};
 
 const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
@@ -1149,6 +1150,25 @@ async fn a_sign_in_that_overlaps_a_password_change_opens_nothing_that_outlives_i
         assert_eq!(ana.get("/me/sessions").await.is(200).json()["sessions"].as_array().map(Vec::len), Some(1));
         current = new;
     }
+}
+
+/// The password was checked for whoever had the address then.
+#[tokio::test]
+async fn a_sign_in_does_not_follow_an_address_to_another_account() {
+    let stage = Stage::new().await;
+    stage.sign_up("ana").await;
+    stage.sign_up("ben").await;
+    // It moves when the guess is counted: after the look at the account, before the password is checked.
+    let moves = "UPDATE users SET email_canonical = 'elsewhere@example.com' WHERE email = 'ana@example.com';
+                 UPDATE users SET email_canonical = 'ana@example.com' WHERE email = 'ben@example.com';";
+    if ON_POSTGRES {
+        stage.execute(&format!("CREATE FUNCTION moves() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {moves} RETURN NULL; END $$"));
+        stage.execute("CREATE TRIGGER moves AFTER INSERT ON guesses FOR EACH ROW EXECUTE FUNCTION moves()");
+    } else {
+        stage.execute(&format!("CREATE TRIGGER moves AFTER INSERT ON guesses BEGIN {moves} END"));
+    }
+    stage.anon().log_in("ana").await.is_refused(401, "invalid_credentials");
+    assert_eq!(stage.count("SELECT count(*) FROM users WHERE email = 'ben@example.com' AND email_canonical = 'ana@example.com'"), 1, "it has moved");
 }
 
 /// REV-05

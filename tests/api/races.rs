@@ -814,35 +814,6 @@ async fn a_sign_in_that_is_overtaken_by_a_change_of_the_account_opens_nothing_th
     }
 }
 
-/// The password was checked for whoever had the address then.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_sign_in_does_not_follow_an_address_to_another_account() {
-    let stage = Stage::without_limits().await;
-    let mut overtaken = 0;
-    for waits in 0..WAITS {
-        let (name, heir) = (format!("ana{waits}"), format!("ben{waits}"));
-        let id = stage.sign_up(&name).await.get("/me").await.is(200).json()["user"]["id"].clone();
-        stage.sign_up(&heir).await;
-        let (browser, own) = (stage.anon(), name.clone());
-        let mut request = deed(async move { browser.log_in(&own).await });
-        let early = until_it_waits(waits, request.as_mut()).await;
-        for (from, to) in [(&name, format!("elsewhere{waits}")), (&heir, name.clone())] {
-            stage.execute(&format!("UPDATE users SET email_canonical = '{}' WHERE email_canonical = '{}'", email_of(&to), email_of(from)));
-        }
-        let answer = match early {
-            Some(answer) => answer,
-            None => request.await,
-        };
-        if answer.status == 200 {
-            assert_eq!(answer.json()["user"]["id"], id, "after {waits} waits");
-        } else {
-            answer.is_refused(401, "invalid_credentials");
-            overtaken += 1;
-        }
-    }
-    assert!(overtaken > 0);
-}
-
 /// The same for a change of the password whose own session ends while the hash is being made.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_password_change_that_is_overtaken_by_the_end_of_its_session_changes_nothing() {
