@@ -107,7 +107,7 @@ pub async fn prove_again(app: &App, me: &Session, client: &Client, password: Pas
         let guess = Guess::by_session(tx, &own.config, &asking, ip)?;
         Ok((user, guess))
     };
-    let (user, attempt) = guessing::begin(app, who_asks).await?;
+    let (user, attempt) = guessing::begin(app, ip, who_asks).await?;
     let (checked, attempt) = attempt.check(app, ip, password, user.password.clone(), false).await?;
     match attempt.settle(app, checked.fits).await? {
         None => Ok(user),

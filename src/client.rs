@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{Extensions, HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 use crate::app::App;
@@ -70,11 +70,18 @@ impl FromRequestParts<App> for Client {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Error> {
         // Without a peer nobody can say who calls; there always is one behind our server loop.
         let ConnectInfo(Peer(peer)) = parts.extensions.get().ok_or(Refusal::MalformedRequest("The connection has no peer address."))?;
-        let trusted = &app.config.trusted_proxies;
-        if parts.headers.contains_key(FORWARDED_FOR) && !is_trusted(peer.ip(), trusted) && !app.told_of_untrusted_proxy.swap(true, Ordering::Relaxed) {
-            tracing::warn!(peer = %peer.ip(), "X-Forwarded-For from a peer that is not in TRUSTED_PROXIES is ignored; if that is your proxy, add it: until then all its clients are one source");
-        }
-        Ok(Client::of(peer.ip(), &parts.headers, trusted, &app.devices))
+        Ok(Client::of(peer.ip(), &parts.headers, &app.config.trusted_proxies, &app.devices))
+    }
+}
+
+/// Warns the operator, once, of an `X-Forwarded-For` that does not count, whatever it came with.
+pub fn warn_of_untrusted(app: &App, extensions: &Extensions, headers: &HeaderMap) {
+    if !headers.contains_key(FORWARDED_FOR) {
+        return;
+    }
+    let Some(ConnectInfo(Peer(peer))) = extensions.get() else { return };
+    if !is_trusted(peer.ip(), &app.config.trusted_proxies) && !app.told_of_untrusted_proxy.swap(true, Ordering::Relaxed) {
+        tracing::warn!(peer = %peer.ip(), "X-Forwarded-For from a peer that is not in TRUSTED_PROXIES is ignored; if that is your proxy, add it: until then all its clients are one source");
     }
 }
 

@@ -615,6 +615,9 @@ mod tests {
         assert!(!fault_of("DATABASE_URL", "postgres://root:hunter2@db/x?sslmode=maybe").expect("wrong").contains("hunter2"));
         let right = read(&[("DATABASE_URL", "postgres://root:hunter2@db/x")]).expect("right");
         assert!(!format!("{right:?}").contains("hunter2"));
+        for name in ["PUBLIC_URL", "ALLOWED_ORIGINS", "LINK_RESET"] {
+            assert!(!fault_of(name, "https://root:hunter2@app.example.com/x{token}").expect("wrong").contains("hunter2"), "{name}");
+        }
     }
 
     /// Whoever copies a line from our pages must not run with a password that everybody knows. DB-02.

@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, RwLock};
+use tokio::sync::{Notify, RwLock, Semaphore};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -249,6 +249,8 @@ pub struct Db {
     setting: Arc<Setting>,
     /// Held, shared, by each transaction that goes on without its caller.
     under_way: Arc<RwLock<()>>,
+    /// Room for those: a caller that is gone is counted nowhere else.
+    room: Arc<Semaphore>,
 }
 
 #[derive(Clone)]
@@ -313,7 +315,7 @@ impl Db {
             Url::Postgres(server) => Store::Postgres(Arc::new(postgres::Postgres::open(server).await?)),
         };
         let setting = Setting { clock, chance, mint: Mint::default(), live, post_bell: Arc::default() };
-        let db = Db { store, setting: Arc::new(setting), under_way: Arc::default() };
+        let db = Db { store, setting: Arc::new(setting), under_way: Arc::default(), room: Arc::new(Semaphore::new(ROOM)) };
         migrate::run(&db).await?;
         Ok(db)
     }
@@ -379,15 +381,18 @@ impl Db {
         self.transact(Mode::Write, f).await
     }
 
-    /// [Writes](Self::write) what must not tell by its time what it found, for whoever asks about somebody else: it ends no sooner
-    /// than [`EVEN`] after it began, whatever there was to do. ENUM-02.
+    /// [Writes](Self::write) what must not tell by its time what it found, for whoever asks about somebody else: it ends at a
+    /// multiple of [`EVEN`] after it began, whatever there was to do. ENUM-02.
     pub async fn write_evenly<T, E, F>(&self, f: F) -> Result<T, E>
     where
         F: Fn(&mut Tx) -> Result<T, E> + Send + 'static,
         T: Send + 'static,
         E: From<Fault> + Send + 'static,
     {
-        tokio::join!(self.write(f), tokio::time::sleep(EVEN)).0
+        let begun = tokio::time::Instant::now();
+        let done = self.write(f).await;
+        tokio::time::sleep_until(begun + in_whole_beats(begun.elapsed())).await;
+        done
     }
 
     /// Changes the schema.
@@ -455,10 +460,11 @@ impl Db {
         E: From<Fault> + Send + 'static,
     {
         let Store::Postgres(_) = self.store else { return self.transact_here(mode, f).await };
+        let room = self.room.clone().try_acquire_owned().map_err(|_| Fault::unavailable("too many are waiting for it"))?;
         let (db, under_way) = (self.clone(), self.under_way.clone().read_owned().await);
         let own_task = async move {
             let out = db.transact_here(mode, f).await;
-            drop(under_way);
+            drop((under_way, room));
             out
         };
         let task = tokio::spawn(own_task.in_current_span());
@@ -532,6 +538,12 @@ impl Db {
     }
 }
 
+/// The end of the beat in which something is done that took so long.
+fn in_whole_beats(took: Duration) -> Duration {
+    let beats = took.as_nanos() / EVEN.as_nanos() + 1;
+    EVEN * u32::try_from(beats).unwrap_or(u32::MAX)
+}
+
 async fn tend_file(file: &Arc<sqlite::Sqlite>) -> Result<(), Fault> {
     let own = file.clone();
     blocking(move || own.look_at_file()).await?;
@@ -555,11 +567,26 @@ where
     }
 }
 
+/// Transactions that may be under way on tasks of their own, those that wait for a connection included: more than all requests that
+/// are worked on at once.
+const ROOM: usize = 2048;
 /// How often a transaction is run before its caller is told to come again: the last of these waits are up to 0.3 s.
 const ATTEMPTS: u32 = 20;
-/// How long an [even write](Db::write_evenly) takes at least: several times what it does on a machine that keeps up.
+/// The beat of an [even write](Db::write_evenly): several times what it takes on a machine that keeps up.
 pub const EVEN: Duration = Duration::from_millis(20);
 /// How long a look at the file may take before it counts as failed.
 const LOOK_TAKES: Duration = Duration::from_millis(500);
 /// How long a chunk of background work may hold the writer.
 pub const WRITER_SHARE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ENUM-02: what takes a little longer than a beat takes as long as what takes a little less than two.
+    #[test]
+    fn what_is_told_evenly_is_told_at_a_beat() {
+        let told = |ms: u64| in_whole_beats(Duration::from_millis(ms)).as_millis();
+        assert_eq!([0, 1, 19, 20, 21, 39, 40, 1000].map(told), [20, 20, 20, 40, 40, 40, 60, 1020]);
+    }
+}

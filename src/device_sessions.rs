@@ -27,7 +27,7 @@ use crate::clock::Timestamp;
 use crate::db::{Fault, Tx};
 use crate::error::{Error, Problem, Refusal};
 use crate::event::By;
-use crate::form::{Form, FromForm, NoQuery, Nothing, Query, Rules};
+use crate::form::{Form, FromForm, NoBody, NoQuery, Nothing, Query, Rules};
 use crate::guard::{PathId, SignedIn};
 use crate::id::{SessionId, UserId};
 use crate::letter_token::{self, Purpose};
@@ -86,7 +86,7 @@ pub async fn end_one(
 /// `DELETE /me/sessions`: "sign out everywhere else".
 #[utoipa::path(delete, path = "/me/sessions", tag = "Sessions", operation_id = "end_sessions", params(("include_current" = Option<bool>, Query)), security(("session" = [])),
     responses((status = 200, body = SignedOut)))]
-pub async fn end_others(State(app): State<App>, SignedIn(me): SignedIn, client: Client, Query(ask): Query<Everywhere>) -> Result<Response, Error> {
+pub async fn end_others(State(app): State<App>, SignedIn(me): SignedIn, client: Client, Query(ask): Query<Everywhere>, _: NoBody) -> Result<Response, Error> {
     let scene = client.scene().await?;
     let signed_out = app
         .db

@@ -263,21 +263,31 @@ impl FromForm for NoQuery {
     }
 }
 
-/// For routes that take neither parameters nor a body. One that is sent all the same may not hold anything.
+/// For routes that take no body. One that is sent all the same may not hold anything.
+pub struct NoBody;
+
+impl FromRequest<App> for NoBody {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
+        let (parts, body) = request.into_parts();
+        let body = whole(body).await?;
+        if !body.is_empty() {
+            let NoQuery = read_json(&body, &Rules::of(app, &parts.extensions))?;
+        }
+        Ok(NoBody)
+    }
+}
+
+/// For routes that take neither parameters nor a body.
 pub struct Nothing;
 
 impl FromRequest<App> for Nothing {
     type Rejection = Error;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Error> {
-        let (parts, body) = request.into_parts();
-        let rules = Rules::of(app, &parts.extensions);
-        let NoQuery = read_query(parts.uri.query().unwrap_or(""), &rules)?;
-        let body = whole(body).await?;
-        if !body.is_empty() {
-            let NoQuery = read_json(&body, &rules)?;
-        }
-        Ok(Nothing)
+        let NoQuery = read_query(request.uri().query().unwrap_or(""), &Rules::of(app, request.extensions()))?;
+        NoBody::from_request(request, app).await.map(|NoBody| Nothing)
     }
 }
 

@@ -51,8 +51,8 @@ use crate::live_sessions::LiveSession;
 use crate::secret::TokenHash;
 use crate::session_security::{is_known_device, network_of};
 use counter::{Counter, Trace};
-pub use line::Line;
 use line::{InFlight, Next, Place};
+pub use line::{Line, MOST_IN_ALL};
 
 /// How long somebody waits for the outcome of others' attempts: as long as for a turn at the database.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -180,6 +180,8 @@ struct Counted {
     stake: Stake,
     trace: Trace,
     filled: bool,
+    /// It was full before, and nobody had been told.
+    was_full: bool,
 }
 
 /// Why a guess may not be made now.
@@ -202,7 +204,7 @@ impl Full {
 ///
 /// # Errors
 /// `429` with the seconds to wait; `503` when too many attempts at the same account, or from the same source, are under way.
-pub async fn begin<T, F>(app: &App, look: F) -> Result<(T, Attempt), Error>
+pub async fn begin<T, F>(app: &App, ip: IpAddr, look: F) -> Result<(T, Attempt), Error>
 where
     F: Fn(&mut Tx) -> Result<(T, Guess), Error> + Clone + Send + 'static,
     T: Send + 'static,
@@ -224,7 +226,7 @@ where
         let next = match (full, crowd) {
             (Some(full), _) => full.line_up(&app.line, landed, place.take())?,
             (None, Some(behind_the_others)) => behind_the_others,
-            (None, None) => match count(app, guess).await? {
+            (None, None) => match count(app, ip, guess).await? {
                 Ok(attempt) => {
                     place.into_iter().for_each(|place| place.let_in(&attempt.in_flight));
                     return Ok((found, attempt));
@@ -245,16 +247,20 @@ where
 
 /// Counts a guess before its password is checked, unless somebody else was faster. What a power cut takes of it is
 /// milliseconds; `kill -9` takes nothing.
-async fn count(app: &App, guess: Guess) -> Result<Result<Attempt, Full>, Error> {
+async fn count(app: &App, ip: IpAddr, guess: Guess) -> Result<Result<Attempt, Full>, Error> {
     let in_flight = Arc::new(app.line.enter(guess.stakes.iter().map(|stake| stake.key).collect()));
     if guess.stakes.is_empty() {
         return Ok(Ok(Attempt { guess, counted: Vec::new(), in_flight }));
     }
     // It lands with the transaction, also when the caller is gone before that.
-    let (stakes, flight) = (guess.stakes.clone(), in_flight.clone());
+    let (user, stakes, flight) = (guess.user, guess.stakes.clone(), in_flight.clone());
     let counted = app.db.write_relaxed(move |tx| -> Result<_, Error> {
         let _flight = &flight;
-        count_all(tx, &stakes)
+        let counted = count_all(tx, &stakes)?;
+        // Those whose failures had filled a counter and are over, without a word to anybody: they have hung up before they failed.
+        let filled = counted.iter().flatten().filter(|counted| counted.was_full).map(|counted| counted.stake).collect();
+        Failed { user, filled }.tell(tx, &Scene::default().from(ip))?;
+        Ok(counted)
     });
     Ok(counted.await?.map(|counted| Attempt { guess, counted, in_flight }))
 }
@@ -402,7 +408,9 @@ fn count_all(tx: &mut Tx, stakes: &[Stake]) -> Result<Result<Vec<Counted>, Full>
     let mut changed = Vec::new();
     for stake in stakes {
         let (counter, trace) = Counter::counted(counters.get(&stake.key).copied(), stake.rate, now);
-        counted.push(Counted { stake: *stake, trace, filled: counter.is_full(stake.rate) });
+        let (filled, was_full) = (counter.is_full(stake.rate), counter.failures > i64::from(stake.rate.count) && !counter.told);
+        // During a wait that stops others, those who caused it may still be under way.
+        counted.push(Counted { stake: *stake, trace, filled, was_full: was_full && stake.stops });
         changed.push((*stake, counter));
     }
     write(tx, &changed)?;

@@ -19,7 +19,9 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::account::email::Email;
+use crate::app::App;
 use crate::db::{Fault, FromRow, Row, Tx};
+use crate::error::{Error, Refusal};
 use crate::event::letters::LetterKind;
 use crate::event::outbox;
 use crate::form::Form;
@@ -139,6 +141,15 @@ pub fn look(tx: &mut Tx, purpose: Purpose, token: &TokenHash) -> Result<Option<G
          WHERE token_hash = ?1 AND purpose = ?2 AND expires_at >= ?3 AND tries < ?4",
         (token, purpose.word(), now, MOST_TRIES),
     )
+}
+
+/// Refuses a token that is not good, before it costs a turn at the writer. Whether a good one still is, is for [`spend`] to say.
+///
+/// # Errors
+/// `400 invalid_token`.
+pub async fn refuse_unknown(app: &App, purpose: Purpose, token: TokenHash) -> Result<(), Error> {
+    let found = app.db.glance(move |tx| look(tx, purpose, &token).map_err(Error::from)).await?;
+    found.map(|_| ()).ok_or_else(|| Refusal::InvalidToken.into())
 }
 
 /// Notes that a password is about to be tried with a token; false when it has had its tries. Noted before the password is

@@ -1,7 +1,8 @@
 //! Where log lines go, and which.
 //!
 //! Only our own lines follow `LOG`; those of libraries are let through from WARN on. They do not know what is a secret
-//! here, so their finer levels stay off even at `trace`. LOG-01.
+//! here, so their finer levels stay off even at `trace`. LOG-01. Those of HTTP/2 stay off altogether: a client makes one with each
+//! frame that it should not have sent, as many as it likes.
 
 use std::io::{self, IsTerminal};
 
@@ -29,7 +30,7 @@ pub fn start(level: LevelFilter, format: LogFormat, to: To) {
         To::Stdout => (BoxMakeWriter::new(io::stdout), io::stdout().is_terminal()),
         To::Stderr => (BoxMakeWriter::new(io::stderr), io::stderr().is_terminal()),
     };
-    let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("holdfast", level);
+    let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("holdfast", level).with_target("h2", LevelFilter::OFF);
     let layer = fmt::layer().with_writer(writer).with_ansi(terminal).with_target(false);
     let layer = match format {
         LogFormat::Text => layer.boxed(),

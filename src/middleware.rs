@@ -38,8 +38,10 @@ use tower::{Layer, Service};
 use tracing::Span;
 
 use crate::app::App;
+use crate::client;
 use crate::cross_site::{self, Crossing, Passage};
 use crate::error::{self, Blame, Code, Refusal};
+use crate::guessing::MOST_IN_ALL;
 use crate::live_sessions::Session;
 use crate::session_extractor::{Look, admit, look, require_session};
 
@@ -50,7 +52,8 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 const URL_BYTES: usize = 16 * 1024;
 /// Names and values of all headers; as much as HTTP/2 lets through.
 const HEADER_BYTES: usize = 32 * 1024;
-/// Requests that we work on at the same time, besides those that wait for a hash, whose queue has a bound of its own.
+/// Requests that we work on at the same time, besides those that wait for a hash or for others' guesses, whose queues have bounds of
+/// their own.
 const AT_WORK: usize = 512;
 /// What a proxy needs for every request to the application, and what tells an operator of the trouble: cheap, and never refused.
 const SPARED: [&str; 3] = ["/check", "/health/live", "/health/ready"];
@@ -85,7 +88,7 @@ impl Around {
         if uri.path_and_query().is_some_and(|url| url.as_str().len() > URL_BYTES) {
             return Some(Refusal::UrlTooLong);
         }
-        if self.app.serving.at_work() <= AT_WORK + self.app.hasher.capacity() {
+        if self.app.serving.at_work() <= AT_WORK + self.app.hasher.capacity() + MOST_IN_ALL {
             return None;
         }
         let path = uri.path().strip_prefix(self.app.config.base_path.as_str());
@@ -111,6 +114,7 @@ where
         let begun = Instant::now();
         let id = RequestId::of(request.headers(), &self.app);
         let (method, version) = (request.method().clone(), request.version());
+        client::warn_of_untrusted(&self.app, request.extensions(), request.headers());
         let Crossing { passage, reader } = cross_site::judge(&method, request.headers(), &self.app.config);
         let course = match passage {
             Passage::Through => match self.turned_away(request.uri(), request.headers()) {
@@ -553,6 +557,17 @@ mod tests {
         let body = response.into_body().collect().await.expect("a body").to_bytes();
         let told = String::from_utf8_lossy(&body);
         assert!(told.contains("find-me") && !told.contains("detail for the log"), "{told}");
+    }
+
+    /// SLOW-02.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_takes_longer_than_half_a_minute_is_refused() {
+        let never = || Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+        let request = Request::post("/login").header(CONTENT_TYPE, "application/json").body(never()).expect("a request");
+        let begun = tokio::time::Instant::now();
+        let read = read_body(request, To::Anybody).await;
+        assert!(matches!(read, Err(Refusal::MalformedRequest(_))));
+        assert_eq!(begun.elapsed().as_secs(), 30);
     }
 
     /// SLOW-02: a client decides how large the pieces are, and so how many there are.

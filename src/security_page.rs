@@ -29,7 +29,7 @@ use crate::device_sessions::{self, DeviceSession, revoke, revoke_all};
 use crate::error::{Error, Refusal};
 use crate::event::{By, Event, Scene, record};
 use crate::factor::password::Password;
-use crate::letter_token::{Grant, Purpose, look, mint, spend};
+use crate::letter_token::{self, Grant, Purpose, look, mint, spend};
 use crate::secret::{Token, TokenHash};
 use crate::session_security::forget_as_known;
 use crate::templates::{for_people, plain};
@@ -153,9 +153,11 @@ fn hash_of(token: &str) -> Result<TokenHash, Error> {
     TokenHash::of_written(token).ok_or_else(|| Refusal::InvalidToken.into())
 }
 
-/// A field of an urlencoded body; an empty one is none.
+/// A field of an urlencoded body; an empty one is none, and so are two. ASVS 15.3.7.
 fn field(body: &Bytes, name: &str) -> Option<String> {
-    form_urlencoded::parse(body).find(|(key, _)| key == name).map(|(_, value)| value.into_owned()).filter(|value| !value.is_empty())
+    let mut values = form_urlencoded::parse(body).filter(|(key, _)| key == name).map(|(_, value)| value);
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    (!value.is_empty()).then(|| value.into_owned())
 }
 
 // ---- a session that somebody does not know
@@ -186,8 +188,12 @@ pub async fn session(State(app): State<App>, LinkToken(token): LinkToken) -> Res
     responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
 pub async fn disown(State(app): State<App>, client: Client, LinkToken(token): LinkToken) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
-    let scene = client.scene().await?;
-    match app.db.write(move |tx| turn_out(tx, &hash, scene.clone())).await {
+    let turned_out = async {
+        letter_token::refuse_unknown(&app, Purpose::EndSession, hash).await?;
+        let scene = client.scene().await?;
+        app.db.write(move |tx| turn_out(tx, &hash, scene.clone())).await
+    };
+    match turned_out.await {
         Ok((reset, end_all)) => {
             let texts =
                 ["The session has ended. Nobody can sign in with your old password any more.", "Choose a new password now. That signs you out everywhere."];
@@ -227,21 +233,23 @@ fn turn_out(tx: &mut Tx, token: &TokenHash, scene: Scene) -> Result<(Token, Toke
     responses((status = 200, content_type = "text/html", body = String), (status = 400, content_type = "text/html", body = String)))]
 pub async fn end_all(State(app): State<App>, client: Client, LinkToken(token): LinkToken) -> Result<Response, Error> {
     let Ok(hash) = hash_of(&token) else { return dead_link(&app) };
-    let scene = client.scene().await?;
-    let ended = app
-        .db
-        .write(move |tx| -> Result<u64, Error> {
-            let grant = spend(tx, Purpose::EndAllSessions, &hash)?.ok_or(Refusal::InvalidToken)?;
-            Ok(revoke_all(tx, grant.user, By::User, "asked", scene.clone())?)
-        })
-        .await;
-    match ended {
+    let ended = async {
+        letter_token::refuse_unknown(&app, Purpose::EndAllSessions, hash).await?;
+        let scene = client.scene().await?;
+        app.db.write(move |tx| end_all_of(tx, &hash, scene.clone())).await
+    };
+    match ended.await {
         Ok(_) => {
             let text = "You are signed out everywhere. To sign in again, ask for a new password (\"forgot password\").";
             Page::new("All sessions have ended", &[text]).show(&app, StatusCode::OK)
         }
         Err(refused) => told(&app, refused, Page::default()),
     }
+}
+
+fn end_all_of(tx: &mut Tx, token: &TokenHash, scene: Scene) -> Result<u64, Error> {
+    let grant = spend(tx, Purpose::EndAllSessions, token)?.ok_or(Refusal::InvalidToken)?;
+    Ok(revoke_all(tx, grant.user, By::User, "asked", scene)?)
 }
 
 // ---- an address to be confirmed

@@ -8,6 +8,7 @@
 mod crowd;
 mod pace;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -144,7 +145,9 @@ impl Listener {
         let named = |e: io::Error| io::Error::new(e.kind(), format!("LISTEN_ADDR {listen_addr}: {}", reason_of(&e)));
         let mut listeners: Vec<TcpListener> = Vec::new();
         let mut missing = None;
-        for mut address in tokio::net::lookup_host(listen_addr).await.map_err(named)? {
+        // A name may be written down twice for one address.
+        let addresses: BTreeSet<SocketAddr> = tokio::net::lookup_host(listen_addr).await.map_err(named)?.collect();
+        for mut address in addresses {
             if let (0, Some(first)) = (address.port(), listeners.first()) {
                 address.set_port(first.local_addr()?.port());
             }

@@ -196,7 +196,8 @@ pub fn is_known_device(tx: &mut Tx, user: UserId, device: &TokenHash) -> Result<
 /// Gives a session a new token and retires the old one; the session keeps its id, device and absolute deadline.
 ///
 /// One compare-and-swap: of parallel rotations of one token exactly one wins, the others get `None` and have changed nothing.
-/// The old token is dead before the answer, and is kept so that its holder can be told `session_rotated`. ASVS 7.2.4.
+/// The old token is dead before the answer, and is kept so that its holder can be told `session_rotated`, as are the
+/// [newest](RETIRED) of those before it. ASVS 7.2.4.
 pub fn rotate(tx: &mut Tx, session: SessionId, old: &TokenHash) -> Result<Option<Token>, Fault> {
     let token = Token::mint(tx.chance());
     let (new, now) = (token.hash(), tx.now());
@@ -211,9 +212,18 @@ pub fn rotate(tx: &mut Tx, session: SessionId, old: &TokenHash) -> Result<Option
         return Ok(None);
     }
     tx.run("INSERT INTO retired_tokens (token_hash, session_id, retired_at, successor_used) VALUES (?1, ?2, ?3, 0)", (old, session, now))?;
+    // A bound to what somebody can pile up who changes their password all day.
+    tx.run(
+        "DELETE FROM retired_tokens WHERE token_hash IN
+             (SELECT token_hash FROM retired_tokens WHERE session_id = ?1 ORDER BY retired_at DESC LIMIT 1000 OFFSET ?2)",
+        (session, RETIRED),
+    )?;
     tx.forget(old);
     Ok(Some(token))
 }
+
+/// How many tokens of a session are remembered after they were rotated away. An older one is as unknown as any other.
+pub const RETIRED: i64 = 100;
 
 /// Makes memory read these sessions again: something that it keeps of their user has changed. Their last-active is written
 /// back before, since memory forgets it.

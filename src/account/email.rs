@@ -80,7 +80,8 @@ pub fn is_unseen(c: char) -> bool {
         || matches!(c,
             '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
             | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
-            | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffd}' | '\u{e0000}'..='\u{e0fff}')
+            | '\u{2800}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffd}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d159}'
+            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -134,6 +135,11 @@ mod tests {
             "a@x.test\r\nBcc: e@e.test",
             "a\u{202e}b@x.test",
             "a\u{200b}@x.test",
+            "a\u{2800}b@x.test",
+            "a\u{1bca0}b@x.test",
+            "a\u{1d159}b@x.test",
+            "a\u{1d173}b@x.test",
+            "a@x\u{2800}.test",
             ".a@x.test",
             "a.@x.test",
             ".a..@x",

@@ -164,6 +164,7 @@ impl Moved {
 /// # Errors
 /// `400 invalid_token`; `409 email_taken` when the address has got an account meanwhile.
 pub async fn move_account(app: &App, client: &Client, headers: &HeaderMap, token: TokenHash) -> Result<Moved, Error> {
+    letter_token::refuse_unknown(app, Purpose::ChangeEmail, token).await?;
     let held = app.cookies.presented_hash(headers, Name::Session);
     let scene = client.scene().await?;
     app.db.write(move |tx| change(tx, &token, held.as_ref(), scene.clone())).await
@@ -221,6 +222,7 @@ pub async fn undo(State(app): State<App>, client: Client, Query(NoQuery): Query<
 /// # Errors
 /// `400 invalid_token`; `409 email_taken` when the address has got a verified account meanwhile.
 pub async fn take_back(app: &App, client: &Client, token: TokenHash) -> Result<Token, Error> {
+    letter_token::refuse_unknown(app, Purpose::UndoEmailChange, token).await?;
     let scene = client.scene().await?;
     app.db.write(move |tx| bring_back(tx, &token, scene.clone())).await
 }

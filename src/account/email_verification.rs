@@ -96,7 +96,7 @@ async fn let_guess(app: &App, client: &Client, headers: &HeaderMap, user: &User)
     let device = app.cookies.presented_hash(headers, Name::Device);
     let (own, id, ip) = (app.clone(), user.view.id, client.ip);
     let look = move |tx: &mut Tx| Ok(((), Guess::by_stranger(tx, &own.config, &email, Some(id), device.as_ref(), ip)?));
-    Ok(guessing::begin(app, look).await?.1)
+    Ok(guessing::begin(app, ip, look).await?.1)
 }
 
 /// Whose the token is, and whether the cookie opens a session of theirs.

@@ -41,7 +41,7 @@ pub async fn log_in(
         let guess = Guess::by_stranger(tx, &own.config, &wanted, user.as_ref().map(|user| user.view.id), device.as_ref(), ip)?;
         Ok((user, guess))
     };
-    let (known, attempt) = guessing::begin(&app, look).await?;
+    let (known, attempt) = guessing::begin(&app, ip, look).await?;
     let is_closed = known.as_ref().is_some_and(|user| !may_sign_in(user, &app.config));
     let whose = known.as_ref().map(|user| user.view.id);
     let (stored, version) = known.map_or((None, 0), |user| (user.password, user.security_version));

@@ -3,6 +3,7 @@
 //! Versions are left out: browsers freeze them (macOS "10.15.7" for ever), and nobody recognises a phone by them.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, TrySendError};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -23,17 +24,20 @@ const WAITING: usize = 32;
 /// Names devices, and remembers the names that it gave.
 ///
 /// A name takes a few hundred regular expressions: two to ten milliseconds, and some 40 MiB of working memory that each thread
-/// which runs them keeps. So one thread names all devices, at the lowest priority. Cheap to clone; all clones are one.
+/// which runs them keeps. So one thread names all devices, at the lowest priority, and each but once, however many ask for it at
+/// the same time. Cheap to clone; all clones are one.
 #[derive(Clone, Debug)]
-pub struct Devices(Arc<Names>);
-
-#[derive(Debug)]
-struct Names {
-    given: Mutex<HashMap<Described, Device>>,
-    asked: mpsc::SyncSender<Ask>,
+pub struct Devices {
+    book: Arc<Mutex<Book>>,
+    asked: mpsc::SyncSender<Described>,
 }
 
-type Ask = (Described, oneshot::Sender<Device>);
+/// The names that were given, and those who wait for one.
+#[derive(Debug, Default)]
+struct Book {
+    given: HashMap<Described, Device>,
+    waiting: HashMap<Described, Vec<oneshot::Sender<Device>>>,
+}
 
 /// What a name is made from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -48,10 +52,16 @@ impl Devices {
     /// # Errors
     /// The system gives no thread.
     pub fn start() -> Result<Self, Fault> {
-        let (asked, asks) = mpsc::sync_channel(WAITING);
+        let (devices, asks) = Devices::unstarted(WAITING);
+        let book = devices.book.clone();
         let thread = std::thread::Builder::new().name("devices".into());
-        thread.spawn(move || name_all(&asks)).map_err(|e| Fault::broken(format!("no thread for naming devices: {e}")))?;
-        Ok(Devices(Arc::new(Names { given: Mutex::default(), asked })))
+        thread.spawn(move || name_all(&asks, &book)).map_err(|e| Fault::broken(format!("no thread for naming devices: {e}")))?;
+        Ok(devices)
+    }
+
+    fn unstarted(waiting: usize) -> (Self, mpsc::Receiver<Described>) {
+        let (asked, asks) = mpsc::sync_channel(waiting);
+        (Devices { book: Arc::default(), asked }, asks)
     }
 
     /// Has the rules read, which takes a quarter of a second, so that the first sign-in need not wait for them.
@@ -65,42 +75,58 @@ impl Devices {
     /// # Errors
     /// The naming panicked.
     pub(super) async fn name(&self, agent: &str, hints: &Hints) -> Result<Device, Fault> {
-        let described = Described { agent: agent.into(), hints: hints.clone() };
-        if let Some(device) = self.given().get(&described) {
+        match self.ask(Described { agent: agent.into(), hints: hints.clone() }) {
+            Ok(device) => Ok(device),
+            Err(named) => named.await.map_err(|_| Fault::broken("a device could not be named")),
+        }
+    }
+
+    /// The name, or who will hear of it.
+    fn ask(&self, described: Described) -> Result<Device, oneshot::Receiver<Device>> {
+        let mut book = lock(&self.book);
+        if let Some(device) = book.given.get(&described) {
             return Ok(device.clone());
         }
         let (answer, named) = oneshot::channel();
-        let unnamed = || Fault::broken("a device could not be named");
-        match self.0.asked.try_send((described.clone(), answer)) {
-            Ok(()) => {}
+        if let Some(others) = book.waiting.get_mut(&described) {
+            others.push(answer);
+            return Err(named);
+        }
+        match self.asked.try_send(described.clone()) {
+            Ok(()) => drop(book.waiting.insert(described, vec![answer])),
             Err(TrySendError::Full(_)) => return Ok(Device::unknown()),
-            Err(TrySendError::Disconnected(_)) => return Err(unnamed()),
+            // There is no thread any more: the answer is dropped here.
+            Err(TrySendError::Disconnected(_)) => {}
         }
-        let device = named.await.map_err(|_| unnamed())?;
-        let mut given = self.given();
-        if given.len() >= REMEMBERED {
-            given.clear();
-        }
-        given.insert(described, device.clone());
-        Ok(device)
-    }
-
-    fn given(&self) -> MutexGuard<'_, HashMap<Described, Device>> {
-        self.0.given.lock().unwrap_or_else(PoisonError::into_inner)
+        Err(named)
     }
 }
 
-/// Names devices until nobody can ask any more. A panic costs its own request only.
-fn name_all(asks: &mpsc::Receiver<Ask>) {
+fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
+    book.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Names devices until nobody can ask any more. A panic costs those who asked for that name only.
+fn name_all(asks: &mpsc::Receiver<Described>, book: &Mutex<Book>) {
     at_lowest_priority();
-    for (Described { agent, hints }, answer) in asks {
-        if answer.is_closed() {
+    for described in asks {
+        if let Entry::Occupied(waiting) = lock(book).waiting.entry(described.clone())
+            && waiting.get().iter().all(oneshot::Sender::is_closed)
+        {
+            // They have all gone.
+            waiting.remove();
             continue;
         }
-        if let Ok(device) = catch_unwind(AssertUnwindSafe(|| Device::of(&agent, &hints))) {
-            // Whoever asked may have gone meanwhile.
-            let _ = answer.send(device);
+        let named = catch_unwind(AssertUnwindSafe(|| Device::of(&described.agent, &described.hints)));
+        let mut book = lock(book);
+        let waiting = book.waiting.remove(&described).unwrap_or_default();
+        let Ok(device) = named else { continue };
+        if book.given.len() >= REMEMBERED {
+            book.given.clear();
         }
+        book.given.insert(described, device.clone());
+        // Whoever asked may have gone meanwhile.
+        waiting.into_iter().for_each(|answer| drop(answer.send(device.clone())));
     }
 }
 
@@ -308,29 +334,34 @@ mod tests {
         let (agent, hints) = ("curl/8.5.0", Hints::default());
         let given = Device { name: "curl".into(), kind: "other" };
         assert_eq!(devices.name(agent, &hints).await.expect("a name"), given);
-        devices.given().values_mut().for_each(|device| device.name = "remembered".into());
+        lock(&devices.book).given.values_mut().for_each(|device| device.name = "remembered".into());
         assert_eq!(devices.name(agent, &hints).await.expect("a name").name, "remembered");
         for n in 0..REMEMBERED {
             let invented = Described { agent: n.to_string(), hints: Hints::default() };
-            devices.given().insert(invented, given.clone());
+            lock(&devices.book).given.insert(invented, given.clone());
         }
         devices.name("Wget/1.21", &hints).await.expect("a name");
-        assert!(devices.given().len() <= REMEMBERED);
+        assert!(lock(&devices.book).given.len() <= REMEMBERED);
     }
 
     /// SLOW-03: agents that are slow to name hold nobody up for long.
     #[tokio::test]
     async fn when_too_many_wait_a_device_goes_without_a_name() {
-        let (asked, asks) = mpsc::sync_channel(1);
-        let devices = Devices(Arc::new(Names { given: Mutex::default(), asked }));
+        let (devices, asks) = Devices::unstarted(1);
         let hints = Hints::default();
         let first = devices.name("curl/8.5.0", &hints);
         tokio::pin!(first);
         assert!(futures_util::FutureExt::now_or_never(first.as_mut()).is_none(), "nobody has named it yet");
         assert_eq!(devices.name("Wget/1.21", &hints).await.expect("an answer"), Device::unknown());
-        assert!(devices.given().is_empty(), "what was not looked at is not remembered");
-        std::thread::spawn(move || name_all(&asks));
-        assert_eq!(first.await.expect("a name").name, "curl");
+        assert!(lock(&devices.book).given.is_empty(), "what was not looked at is not remembered");
+        // The same device needs no place of its own.
+        let again = devices.name("curl/8.5.0", &hints);
+        tokio::pin!(again);
+        assert!(futures_util::FutureExt::now_or_never(again.as_mut()).is_none(), "nobody has named it yet");
+        let book = devices.book.clone();
+        std::thread::spawn(move || name_all(&asks, &book));
+        assert_eq!((first.await.expect("a name").name, again.await.expect("a name").name), ("curl".into(), "curl".into()));
+        assert!(lock(&devices.book).waiting.is_empty());
     }
 
     #[test]

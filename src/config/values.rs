@@ -42,11 +42,14 @@ pub(super) fn is_loopback(url: &url::Url) -> bool {
     }
 }
 
+/// A URL as it may be repeated: one with a user may have a password too.
+fn without_user(url: &str) -> &str {
+    if url.contains('@') { "a URL with a user" } else { url }
+}
+
 /// Reads an origin, and writes it as a browser does: lower case, IDNA, no default port.
 pub(super) fn origin(text: &str) -> Result<String, String> {
-    // A URL with a user may have a password too: it is not repeated.
-    let shown = if text.contains('@') { "a URL with a user" } else { text };
-    let wrong = || format!("\"{shown}\" is no origin; allowed: scheme://host[:port] without a path, such as https://app.example.com");
+    let wrong = || format!("\"{}\" is no origin; allowed: scheme://host[:port] without a path, such as https://app.example.com", without_user(text));
     let url = url::Url::parse(text).map_err(|_| wrong())?;
     let bare = matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none();
     let nothing_after_the_host = !text.split_once("://").ok_or_else(wrong)?.1.contains(['/', '?', '#', '\\', '@', '*']);
@@ -335,7 +338,7 @@ pub(super) fn application_link(text: &str, public_url: &PublicUrl, allowed: &[St
         return Ok(None);
     }
     let rule = "allowed: a URL on PUBLIC_URL's or an allowed origin that ends with {token}, such as https://app.example.com/verify#{token}";
-    let wrong = || format!("\"{text}\" does not do; {rule}");
+    let wrong = || format!("\"{}\" does not do; {rule}", without_user(text));
     let before = text.strip_suffix("{token}").filter(|before| !before.contains(['{', '}'])).ok_or_else(wrong)?;
     let url = url::Url::parse(before).map_err(|_| wrong())?;
     let origin = url.origin().ascii_serialization();

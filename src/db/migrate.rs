@@ -11,6 +11,7 @@ pub(super) const STEPS: &[(&str, &str)] = &[
     ("0002_leases", include_str!("../../migrations/0002_leases.sql")),
     ("0003_letters", include_str!("../../migrations/0003_letters.sql")),
     ("0004_guessing", include_str!("../../migrations/0004_guessing.sql")),
+    ("0005_retired_tokens", include_str!("../../migrations/0005_retired_tokens.sql")),
 ];
 
 /// Where the steps themselves are remembered.

@@ -43,9 +43,13 @@ const FIRST_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_WAIT: Duration = HOUR;
 
 /// Puts a letter into the outbox, unless its recipient has had enough of the kind. A link in it takes the place of older ones.
+///
+/// However many came before: when the links of all of them have had their time, one more is written. Else whoever asks for another
+/// one's new passwords could see to it that there is no good link for half of each hour.
 pub fn post(tx: &mut Tx, event: EventId, user: UserId, session: Option<SessionId>, kind: LetterKind, to: &To) -> Result<(), Fault> {
     let (id, now) = (LetterId(tx.next_id()), tx.now());
     let (most, within) = kind.most();
+    let life = kind.purpose().map_or(within, |purpose| purpose.life().min(within));
     let (shown, key) = match to {
         To::Owner => (None, None),
         To::Address(email) => (Some(email.shown()), Some(email.canonical())),
@@ -53,8 +57,11 @@ pub fn post(tx: &mut Tx, event: EventId, user: UserId, session: Option<SessionId
     let posted = tx.run(
         "INSERT INTO outbox (id, event_id, kind, user_id, session_id, due_at, leased_until, attempts, recipient, recipient_key, created_at)
          SELECT ?1, ?2, ?3, u.id, ?5, ?6, 0, 0, COALESCE(?7, u.email), COALESCE(?8, u.email_canonical), ?6 FROM users AS u
-         WHERE u.id = ?4 AND (SELECT count(*) FROM outbox AS o
-                              WHERE o.recipient_key = COALESCE(?8, u.email_canonical) AND o.kind = ?3 AND o.created_at > ?9) < ?10",
+         WHERE u.id = ?4
+             AND ((SELECT count(*) FROM outbox AS o
+                   WHERE o.recipient_key = COALESCE(?8, u.email_canonical) AND o.kind = ?3 AND o.created_at > ?9) < ?10
+                  OR NOT EXISTS (SELECT 1 FROM outbox AS o
+                                 WHERE o.recipient_key = COALESCE(?8, u.email_canonical) AND o.kind = ?3 AND o.created_at > ?11))",
         vec![
             id.into(),
             event.into(),
@@ -66,6 +73,7 @@ pub fn post(tx: &mut Tx, event: EventId, user: UserId, session: Option<SessionId
             key.into(),
             now.minus(within).into(),
             most.into(),
+            now.minus(life).into(),
         ],
     )?;
     if posted == 0 {

@@ -10,7 +10,8 @@
 //!     └────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! A failure is counted, and its wait set, before the password is checked; the right password takes its own count back.
+//! A failure is counted, and its wait set, before the password is checked; the right password takes its own count back. Whom a wait
+//! does not stop is counted during it, too, and makes it no longer: right ones that overlap could else draw it out for others.
 
 use crate::clock::Timestamp;
 use crate::config::Rate;
@@ -68,6 +69,7 @@ impl Counter {
         let failures = kept.failures.saturating_add(1);
         let waits_until = match failures - i64::from(rate.count) {
             ..0 => NEVER,
+            _ if kept.wait(now).is_some() => kept.waits_until,
             further => Timestamp(now.0.saturating_add(wait_after(further))),
         };
         // A window that began in the future began with a clock that has stepped back since.
@@ -176,6 +178,18 @@ mod tests {
         assert_eq!((left.failures, left.wait(at(5))), (9, None));
     }
 
+    /// Whom a wait does not stop may be many, and they overlap.
+    #[test]
+    fn attempts_that_a_wait_does_not_stop_make_it_no_longer() {
+        let full = failed(10, START).expect("a counter");
+        let (first, first_trace) = Counter::counted(Some(full), RATE, at(SECOND));
+        let (second, second_trace) = Counter::counted(Some(first), RATE, at(2 * SECOND));
+        assert_eq!((second.failures, second.waits_until), (12, full.waits_until));
+        let left = second.without(&first_trace, RATE).and_then(|counter| counter.without(&second_trace, RATE));
+        assert_eq!(left, Some(full));
+        assert_eq!(fail(left, at(30 * SECOND)).and_then(|counter| counter.wait(at(30 * SECOND))), Some(60 * SECOND));
+    }
+
     #[test]
     fn the_wait_of_another_attempt_stays() {
         let (eleventh, trace) = Counter::counted(failed(10, START), RATE, at(30 * SECOND));
@@ -193,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_steps_back_makes_no_wait_longer_than_a_quarter_of_an_hour() {
-        let full = failed(15, START);
+        let full = Some(Counter { begun_at: START, failures: 15, waits_until: at(15 * MINUTE), told: true });
         for back in [MINUTE, 10 * MINUTE, 60 * MINUTE, 365 * 24 * 60 * MINUTE] {
             let now = at(-back);
             assert!(wait(full, now).unwrap_or(0) <= 15 * MINUTE, "{back}");

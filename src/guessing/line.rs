@@ -17,6 +17,8 @@ use super::Key;
 
 /// Those who may wait for one counter. Beyond, a wait would outlast people's patience.
 const MOST_WAITING: usize = 128;
+/// Those who may wait in all lines together: whoever has many accounts must not fill the house with people who wait.
+pub const MOST_IN_ALL: usize = 256;
 
 /// All lines of this process. Cheap to clone; all clones are one.
 #[derive(Clone, Default)]
@@ -25,6 +27,8 @@ pub struct Line(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     counters: HashMap<Key, Entry>,
+    /// Those who wait in any line.
+    waiting: usize,
     /// How many have landed since the start.
     landed: u64,
 }
@@ -93,10 +97,11 @@ impl Line {
     }
 
     fn place(&self, state: &mut State, key: Key) -> Next {
-        let entry = state.counters.entry(key).or_default();
-        if entry.waiting >= MOST_WAITING {
+        if state.waiting >= MOST_IN_ALL || state.counters.get(&key).is_some_and(|entry| entry.waiting >= MOST_WAITING) {
             return Next::Overloaded;
         }
+        state.waiting += 1;
+        let entry = state.counters.entry(key).or_default();
         entry.waiting += 1;
         Next::Wait(Place { line: self.clone(), key, turn: entry.turn.clone(), calls_next: true })
     }
@@ -159,7 +164,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         // Called or not: somebody else may find room.
         let calls_next = self.calls_next;
-        self.line.lock().leave(&self.key, calls_next, |entry| entry.waiting -= 1);
+        let mut state = self.line.lock();
+        state.waiting -= 1;
+        state.leave(&self.key, calls_next, |entry| entry.waiting -= 1);
     }
 }
 
@@ -212,6 +219,26 @@ mod tests {
         drop(places);
         drop(flying);
         assert!(line.is_empty());
+    }
+
+    /// SLOW-01: many lines are no way round the bound of each.
+    #[test]
+    fn all_lines_together_are_bounded_too() {
+        let line = Line::default();
+        let keys: Vec<Key> = (0..3).map(|n| Key([n; 32])).collect();
+        let flying = line.enter(keys.clone());
+        let join = |key: Key| line.join(key, line.landed(), |_| true, None);
+        let places: Vec<Place> = (0..MOST_IN_ALL)
+            .map(|n| match join(keys[n % 3]) {
+                Some(Next::Wait(place)) => place,
+                _ => panic!("there is room"),
+            })
+            .collect();
+        assert!(keys.iter().all(|key| matches!(join(*key), Some(Next::Overloaded))));
+        drop(places);
+        assert!(matches!(join(keys[0]), Some(Next::Wait(_))));
+        drop(flying);
+        assert!(line.is_empty() && line.lock().waiting == 0);
     }
 
     #[tokio::test]

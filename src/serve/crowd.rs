@@ -18,6 +18,9 @@ use tokio::time::Instant;
 /// Requests that may wait for the rest of their bodies, each with some tens of KiB of what has come. One more, and the connection
 /// with such requests that has kept us waiting longest goes: HTTP/2 has a hundred on each.
 const STARVING: usize = 4096;
+/// What may be kept of answers that their clients do not take. One more, and the connection with most of them goes: HTTP/2 can
+/// leave a hundred on each.
+const UNSENT: usize = 64 * 1024 * 1024;
 /// Connections that are looked at to find the one that goes. All of a small crowd; of a large one enough that whoever has just
 /// come is safe.
 const LOOK: usize = 64;
@@ -89,6 +92,8 @@ pub(super) struct Crowd(Arc<Hall>);
 
 struct Hall {
     room: usize,
+    /// What is kept of answers on all connections, in bytes.
+    unsent: AtomicUsize,
     serving: Serving,
     opened: Instant,
     present: Mutex<Present>,
@@ -102,9 +107,19 @@ struct Present {
     next: usize,
 }
 
+impl Present {
+    /// Those that are looked at now; the next look goes on where this one ends.
+    fn some(&mut self) -> impl Iterator<Item = &Arc<Line>> {
+        let (all, from) = (self.lines.len(), self.next);
+        self.next = if all > LOOK { (from + LOOK) % all } else { 0 };
+        let lines = &self.lines;
+        (0..all.min(LOOK)).map(move |n| &lines[(from + n) % all])
+    }
+}
+
 impl Crowd {
     pub(super) fn new(room: usize, serving: Serving) -> Self {
-        let hall = Hall { room, serving, opened: Instant::now(), present: Mutex::default(), left: Notify::new() };
+        let hall = Hall { room, unsent: AtomicUsize::new(0), serving, opened: Instant::now(), present: Mutex::default(), left: Notify::new() };
         Crowd(Arc::new(hall))
     }
 
@@ -139,17 +154,22 @@ impl Hall {
     fn send_somebody_away(&self, of_these: impl Fn(&Line) -> bool) -> bool {
         let latest = micros_between(self.opened, Instant::now()).saturating_sub(GRACE.as_micros() as u64);
         let mut present = self.present();
-        let Present { lines, next } = &mut *present;
-        let all = lines.len();
-        let looked_at = (0..all.min(LOOK)).map(|n| &lines[(*next + n) % all]);
-        let waiting = looked_at.filter(|line| of_these(line) && line.is_waiting() && !line.sent_away.load(Ordering::Relaxed));
+        let waiting = present.some().filter(|line| of_these(line) && line.is_waiting() && !line.sent_away.load(Ordering::Relaxed));
         let longest = waiting.map(|line| (line.since.load(Ordering::Relaxed), line)).filter(|(since, _)| *since <= latest).min_by_key(|(since, _)| *since);
         if let Some((_, line)) = longest {
             line.send_away();
         }
-        let found = longest.is_some();
-        *next = if all > LOOK { (*next + LOOK) % all } else { 0 };
-        found
+        longest.is_some()
+    }
+
+    /// Sends away whoever among those that are looked at has most of our answers lie. Whether they have just asked for another one
+    /// is no matter: that costs them nothing.
+    fn send_the_deafest_away(&self) {
+        let mut present = self.present();
+        let deaf = present.some().filter(|line| !line.sent_away.load(Ordering::Relaxed));
+        if let Some(deafest) = deaf.max_by_key(|line| line.unsent.load(Ordering::Relaxed)) {
+            deafest.send_away();
+        }
     }
 
     fn present(&self) -> MutexGuard<'_, Present> {
@@ -197,6 +217,8 @@ pub(super) struct Line {
     begun: AtomicUsize,
     /// Requests on it that wait for the rest of their bodies.
     starving: AtomicUsize,
+    /// What is kept of answers on it, in bytes.
+    unsent: AtomicUsize,
     /// It speaks HTTP/2, whose frames say nothing about requests: there only silence counts.
     http2: AtomicBool,
     /// Since when it has been waiting for its client, if it is: microseconds since the server began, for many come within a millisecond.
@@ -214,6 +236,7 @@ impl Line {
             running: AtomicUsize::new(0),
             begun: AtomicUsize::new(0),
             starving: AtomicUsize::new(0),
+            unsent: AtomicUsize::new(0),
             http2: AtomicBool::new(false),
             since: AtomicU64::new(0),
             sent_away: AtomicBool::new(false),
@@ -254,6 +277,20 @@ impl Line {
     pub(super) fn feed(&self) {
         self.starving.fetch_sub(1, Ordering::SeqCst);
         self.hall.serving.0.starving.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// So many bytes of an answer are kept until the client takes them.
+    pub(super) fn keep(&self, bytes: usize) {
+        self.unsent.fetch_add(bytes, Ordering::Relaxed);
+        if self.hall.unsent.fetch_add(bytes, Ordering::Relaxed) + bytes > UNSENT {
+            self.hall.send_the_deafest_away();
+        }
+    }
+
+    /// They have been taken, or nobody wants them any more.
+    pub(super) fn let_go(&self, bytes: usize) {
+        self.unsent.fetch_sub(bytes, Ordering::Relaxed);
+        self.hall.unsent.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -328,6 +365,22 @@ mod tests {
         let newest = crowd.enter().await;
         starve(newest.line());
         assert_eq!((silent.line().must_go(), slow.line().must_go(), newest.line().must_go()), (false, true, false));
+    }
+
+    /// SLOW-02: what is kept of answers is bounded, and whoever does not take theirs pays for it.
+    #[tokio::test(start_paused = true)]
+    async fn more_unsent_answers_than_there_is_memory_for_cost_whoever_has_most_their_connection() {
+        let crowd = Crowd::new(1000, Serving::default());
+        let silent = crowd.enter().await;
+        let deaf = crowd.enter().await;
+        deaf.line().keep(UNSENT);
+        let newest = crowd.enter().await;
+        assert!(!deaf.line().must_go());
+        newest.line().keep(1);
+        assert_eq!((silent.line().must_go(), deaf.line().must_go(), newest.line().must_go()), (false, true, false));
+        deaf.line().let_go(UNSENT);
+        newest.line().keep(UNSENT - 1);
+        assert!(!newest.line().must_go() && !silent.line().must_go());
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,6 +4,8 @@
 //! Hyper's own header timer starts as soon as a connection is idle, so it cannot tell a kept connection from a slow one. This
 //! stream can: it knows from the service beside it whether a request is running, and sees when the first byte of the next one
 //! arrives. It only ever ends a read or a write with `TimedOut`; hyper closes the connection.
+//!
+//! The bodies of requests and of answers pass through here too, so that the [crowd](super::crowd) knows what is kept for whom.
 
 use std::future::{Future, Ready, ready};
 use std::io;
@@ -12,7 +14,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready as poll_ready};
 use std::time::Duration;
 
-use axum::http::{Request, Version};
+use axum::body::Bytes;
+use axum::http::{Request, Response, Version};
 use axum_server::accept::Accept;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -73,12 +76,13 @@ impl Drop for RunsOn {
     }
 }
 
-impl<S, B> Service<Request<B>> for PacedService<S>
+impl<S, B, A> Service<Request<B>> for PacedService<S>
 where
-    S: Service<Request<Fed<B>>>,
+    S: Service<Request<Fed<B>>, Response = Response<A>>,
     B: Body,
+    A: Body<Data = Bytes>,
 {
-    type Response = S::Response;
+    type Response = Response<Kept<A>>;
     type Error = S::Error;
     type Future = Counted<S::Future>;
 
@@ -90,7 +94,7 @@ where
         self.line.begin(request.version() == Version::HTTP_2);
         let runs = RunsOn(self.line.clone());
         let request = request.map(|body| Fed::of(body, &self.line));
-        Counted { answer: self.inner.call(request), _runs: runs }
+        Counted { answer: self.inner.call(request), runs }
     }
 }
 
@@ -99,15 +103,101 @@ pin_project! {
     pub(super) struct Counted<F> {
         #[pin]
         answer: F,
-        _runs: RunsOn,
+        runs: RunsOn,
     }
 }
 
-impl<F: Future> Future for Counted<F> {
-    type Output = F::Output;
+impl<F, A, E> Future for Counted<F>
+where
+    F: Future<Output = Result<Response<A>, E>>,
+    A: Body<Data = Bytes>,
+{
+    type Output = Result<Response<Kept<A>>, E>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        self.project().answer.poll(cx)
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = poll_ready!(this.answer.poll(cx))?;
+        Poll::Ready(Ok(answer.map(|body| Kept::of(body, &this.runs.0))))
+    }
+}
+
+pin_project! {
+    /// The body of an answer, handed out in pieces as they are taken, so that what is kept of it is known.
+    pub(super) struct Kept<A> {
+        #[pin]
+        body: A,
+        // Of the frame that was read last.
+        rest: Bytes,
+        // `None` where there is no body.
+        debt: Option<Debt>,
+    }
+}
+
+struct Debt {
+    line: Arc<Line>,
+    bytes: usize,
+}
+
+impl Debt {
+    fn pay(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.line.let_go(bytes);
+    }
+}
+
+impl Drop for Debt {
+    fn drop(&mut self) {
+        self.pay(self.bytes);
+    }
+}
+
+/// Less than what a connection buffers, so that the rest of a long answer stays here while its client does not read.
+const PIECE: usize = 16 * 1024;
+
+impl<A: Body<Data = Bytes>> Kept<A> {
+    fn of(body: A, line: &Arc<Line>) -> Self {
+        let debt = (!body.is_end_stream()).then(|| {
+            let bytes = body.size_hint().lower().try_into().unwrap_or(usize::MAX);
+            line.keep(bytes);
+            Debt { line: line.clone(), bytes }
+        });
+        Kept { body, rest: Bytes::new(), debt }
+    }
+}
+
+impl<A: Body<Data = Bytes>> Body for Kept<A> {
+    type Data = Bytes;
+    type Error = A::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, A::Error>>> {
+        let this = self.project();
+        if this.rest.is_empty() {
+            let Some(frame) = poll_ready!(this.body.poll_frame(cx)?) else { return Poll::Ready(None) };
+            match frame.into_data() {
+                Ok(data) => *this.rest = data,
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
+        }
+        let piece = this.rest.split_to(this.rest.len().min(PIECE));
+        if let Some(debt) = this.debt {
+            debt.pay(piece.len());
+        }
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut whole = SizeHint::new();
+        if let Some(upper) = hint.upper() {
+            whole.set_upper(upper + rest);
+        }
+        whole.set_lower(hint.lower() + rest);
+        whole
     }
 }
 

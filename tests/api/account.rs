@@ -1242,10 +1242,7 @@ async fn no_token_is_in_the_database_in_any_form() {
     let bytes = URL_SAFE_NO_PAD.decode(&issued[0]).expect("base64url");
     assert!(is_stored(&stage, &Sha256::digest(&bytes)));
     for token in &issued {
-        let bytes = URL_SAFE_NO_PAD.decode(token).expect("base64url");
-        for form in [token.as_bytes(), &bytes, hex(&bytes).as_bytes(), hex(&bytes).to_uppercase().as_bytes(), STANDARD_NO_PAD.encode(&bytes).as_bytes()] {
-            assert!(!is_stored(&stage, form));
-        }
+        assert!(!stage.holds_token(token));
     }
     assert!(!is_stored(&stage, password_of("ana").as_bytes()) && !is_stored(&stage, OTHER.as_bytes()));
 }

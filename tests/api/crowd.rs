@@ -1,10 +1,11 @@
 //! On the socket: crowds of connections, floods of requests and of frames, and requests that are too large.
 
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::process::{PASSWORD, PATIENCE, Place, Reply, Server, Wire};
+use crate::process::{PASSWORD, PATIENCE, Place, Reply, Server, Wire, soon};
 
 const LIVE: &str = "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
 /// Takes about a second or two to hash a password.
@@ -408,7 +409,8 @@ fn a_flood_of_small_frames_does_no_harm() {
     // What a server makes ready after its start is ready once somebody has signed up.
     server.sign_up("ana@example.com");
     let before = server.resident_kib();
-    for one in [frame(DATA, 0, 1, &[]), frame(PING, 0, 0, b"are you?"), frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff])] {
+    let odd = [frame(DATA, 0, 1, &[]), frame(PING, 0, 0, b"are you?"), frame(PING, ACK, 0, b"you are."), frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff])];
+    for one in odd {
         let mut line = Http2::open(&server);
         line.send(HEADERS, END_HEADERS, 1, &request(POST, "/login", &[("content-type", "application/json")]));
         let flood = [one.repeat(1000), frame(PING, 0, 0, b"the end.")].concat();
@@ -421,6 +423,36 @@ fn a_flood_of_small_frames_does_no_harm() {
     if let (Some(before), Some(after)) = (before, server.resident_kib()) {
         assert!(after < before + 10 * 1024, "{before} KiB before, {after} after");
     }
+    server.is_well();
+    // Nor does it fill the disk.
+    let log = server.stop();
+    assert!(log.lines().count() < 100, "{} lines: {}", log.lines().count(), log.lines().last().unwrap_or_default());
+}
+
+/// SLOW-02: a client that opens no window leaves its answers with us, a hundred on each connection.
+#[test]
+fn answers_that_nobody_takes_are_kept_up_to_a_bound() {
+    let place = Place::new();
+    let server = place.start();
+    let size = server.wire().ask("GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n").body.len();
+    let deaf = || {
+        let mut line = Http2::open(&server);
+        // SETTINGS_INITIAL_WINDOW_SIZE.
+        line.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+        let asks: Vec<u8> = (0..100).flat_map(|n| frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &request(GET, "/openapi.json", &[]))).collect();
+        line.wire.send(asks).expect("it is sent");
+        line
+    };
+    let room = 64 * 1024 * 1024 / (100 * size);
+    let mut lines: Vec<Http2> = (0..room).map(|_| deaf()).collect();
+    for line in &mut lines {
+        let heads = std::iter::from_fn(|| line.next()).filter(|frame| frame.kind == HEADERS);
+        assert!(heads.take(100).all(|head| head.payload[0] == STATUS_200));
+    }
+    // As many again take the places of those, or of each other.
+    lines.extend((0..room).map(|_| deaf()));
+    let moment = Duration::from_millis(20);
+    assert!(soon(PATIENCE, || lines.iter_mut().map(|line| line.wire.ends_within(moment)).filter(|gone| *gone).count() >= room - 1), "all of it is kept");
     server.is_well();
 }
 
@@ -494,10 +526,10 @@ fn every_answer_has_the_headers_that_keep_it_safe() {
         (415, post("/login", "", "{}").replace("application/json", "text/plain")),
         (422, post("/login", "", "{}")),
     ];
-    for (status, request) in requests {
+    let is_safe = |status: u16, request: &str| {
         let shown = request.lines().next().unwrap_or_default().chars().take(60).collect::<String>();
         let mut wire = server.wire();
-        wire.send(&request).expect("it is sent");
+        wire.send(request).expect("it is sent");
         let reply = wire.head().expect("an answer").is(status);
         for (name, value) in [
             ("cache-control", "no-store"),
@@ -510,5 +542,14 @@ fn every_answer_has_the_headers_that_keep_it_safe() {
             assert_eq!(reply.header(name), Some(value), "{status} {shown}");
         }
         assert!(reply.header("x-request-id").is_some(), "{status} {shown}");
+    };
+    requests.iter().for_each(|(status, request)| is_safe(*status, request));
+    place.sql().execute_batch("ALTER TABLE events RENAME TO events_elsewhere").expect("the statement runs");
+    is_safe(500, &post("/login", "", &credentials("ana@example.com")));
+    // A page has a policy of its own.
+    let reply = server.wire().ask(get("/security/reset/none")).is(200);
+    for (name, value) in [("cache-control", "no-store"), ("x-content-type-options", "nosniff"), ("strict-transport-security", "max-age=31536000")] {
+        assert_eq!(reply.header(name), Some(value), "{name}");
     }
+    assert!(reply.header("content-security-policy").is_some_and(|policy| policy.contains("default-src 'none'")), "{reply:?}");
 }

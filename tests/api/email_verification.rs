@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::stage::{Stage, TICK, email_of, password_of, token_of};
@@ -202,6 +202,49 @@ async fn an_account_that_nobody_verifies_is_removed_when_its_letter_has_left() {
     purge(&stage).await;
     assert_eq!(stage.count("SELECT count(*) FROM users"), 0);
     stage.sign_up("ana").await;
+}
+
+/// DEL-03: whoever has the address next inherits nothing. The audit log keeps its own time.
+#[tokio::test]
+async fn a_removed_account_leaves_nothing_to_the_next_one_with_its_address() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let id = |me: Value| me["user"]["id"].as_str().expect("an id").to_string();
+    let (first, copy) = (id(ana.get("/me").await.is(200).json()), ana.copy());
+    stage.letters().await;
+    ana.change_password(&password_of("ana"), "quite another password").await.is(200);
+    stage.clock.advance(7 * DAY + TICK);
+    let tables = ["device_sessions", "retired_tokens", "known_ips", "known_devices"];
+    let rows = |table: &str| stage.count(&format!("SELECT count(*) FROM {table}"));
+    assert!(tables.iter().all(|table| rows(table) > 0));
+    purge(&stage).await;
+    for table in ["users", "outbox", "letter_tokens"].iter().chain(&tables) {
+        assert_eq!(rows(table), 0, "{table}");
+    }
+    copy.get("/me").await.is_refused(401, "unauthenticated");
+    ana.get("/me").await.is_refused(401, "unauthenticated");
+    let next = stage.sign_up("ana").await;
+    assert_ne!(id(next.get("/me").await.is(200).json()), first);
+    assert_eq!(next.get("/me/sessions").await.is(200).json()["sessions"].as_array().map(Vec::len), Some(1));
+    let seen = next.get("/me/activity").await.is(200).json();
+    assert!(seen["events"].as_array().is_some_and(|events| events.iter().all(|event| event["kind"] != "password_changed")), "{seen}");
+}
+
+/// Whoever signs in all day to an account that is to go must not make its going hold up everybody else.
+#[tokio::test]
+async fn what_an_unverified_account_has_piled_up_goes_ahead_of_it() {
+    let stage = Stage::without_limits().await;
+    stage.sign_up("ana").await;
+    stage.letters().await;
+    for n in 0..150 {
+        stage.anon().from_ip(&format!("203.0.113.{n}")).log_in("ana").await.is(200);
+    }
+    stage.clock.advance(7 * DAY + TICK);
+    let kinds = holdfast::purge::purge(&stage.app.db, &stage.app.config, stage.app.clock.now(), |_, _| {}).await.expect("the purge works");
+    let gone = |kind: &str| kinds.iter().find(|(name, _)| *name == kind).map(|(_, gone)| *gone);
+    assert_eq!(gone("sessions of unverified accounts"), Some(151));
+    assert_eq!((gone("known IPs of unverified accounts"), gone("known devices of unverified accounts")), (Some(151), Some(151)));
+    assert_eq!((gone("unverified accounts"), stage.count("SELECT count(*) FROM users")), (Some(1), 0));
 }
 
 #[tokio::test]

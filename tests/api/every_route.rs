@@ -518,6 +518,32 @@ fn sources() -> Vec<(String, String)> {
     all
 }
 
+/// The document is made from the routes: one that was mounted past it would be checked by none of these sentences. ADM-02.
+#[test]
+fn every_route_is_mounted_in_the_document() {
+    let all = sources();
+    let (_, router) = all.iter().find(|(name, _)| name == "router.rs").expect("the routes");
+    let mounted = router.lines().map(str::trim).filter(|line| line.starts_with('.'));
+    let others: Vec<&str> = mounted
+        .filter(|line| {
+            !["(open(routes!(", "(page(routes!(", "(signed_in(routes!(", "(admin(routes!("].iter().any(|way| line.starts_with(&format!(".routes{way}")))
+        })
+        .collect();
+    assert!(others.is_empty(), "{others:?}");
+    for way in [".route(", ".route_service(", ".nest_service(", ".fallback_service(", ".merge("] {
+        let elsewhere: Vec<&str> =
+            all.iter().filter(|(_, text)| text.split("#[cfg(test)]").next().is_some_and(|text| text.contains(way))).map(|(name, _)| name.as_str()).collect();
+        assert!(elsewhere.is_empty(), "{way} in {elsewhere:?}");
+    }
+}
+
+/// What is no setting has no effect: no variable switches something on that is told nowhere. ASVS 13.4.2.
+#[test]
+fn only_the_settings_are_read_from_the_environment() {
+    let readers: Vec<String> = sources().into_iter().filter(|(_, text)| text.contains("env::var")).map(|(name, _)| name).collect();
+    assert_eq!(readers, ["config.rs"]);
+}
+
 /// A revocation that did not go through the one place that also tells memory would not count.
 #[test]
 fn the_sessions_table_is_written_by_its_own_module_and_three_files_only() {

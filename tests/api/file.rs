@@ -51,14 +51,18 @@ fn literals<'a>(code: &'a str, start: &'a str) -> impl Iterator<Item = (&'a str,
 }
 
 /// All SQL of the slices: every literal that begins with a verb; what `select_sessions!` and `select_users!` make of theirs;
-/// and the one statement that is put around such a one.
+/// the one statement that is put around such a one; and those that ask which accounts are `unverified!`.
 fn statements() -> Vec<String> {
     let code = code();
     let (mut whole, mut begun) = (Vec::new(), Vec::new());
+    let unverified = literals(&code, "u.email_verified = 0").next().expect("the condition").0;
     for verb in ["SELECT ", "UPDATE ", "DELETE ", "INSERT "] {
         for (literal, rest) in literals(&code, verb) {
             match [" FROM device_sessions WHERE ", " FROM users ", " FROM ("].iter().find(|end| literal.ends_with(**end)) {
                 Some(end) => begun.push((*end, literal, rest)),
+                None if rest.trim_start_matches([',', '\n', ' ']).starts_with("unverified!()") => {
+                    whole.push([literal, unverified, rest.split('"').nth(1).expect("an end")].concat());
+                }
                 None => whole.push(literal.to_string()),
             }
         }
@@ -104,6 +108,8 @@ async fn a_token_is_found_by_its_unique_index_and_the_live_sessions_of_a_user_by
     };
     let by_token = plan_of("s.token_hash = ?1");
     assert!(by_token.contains("SEARCH s USING INDEX") && by_token.contains("(token_hash=?)"), "{by_token}");
+    // Whoever has rotated often must not pay for it, nor others with them, at every look-up.
+    assert!(by_token.contains("retired_tokens_unproved (session_id=?)"), "{by_token}");
     let of_user = plan_of("user_id = ?1 AND ended_at IS NULL");
     // Ended sessions are kept for a month: whoever has many of them must not pay for them at every sign-in.
     assert!(of_user.contains("device_sessions_of_user (user_id=?)") || of_user.contains("(user_id=? AND ended_at=?)"), "{of_user}");

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::stage::{IPHONE, Stage, email_of, link_of, password_of, token_of};
 
@@ -29,16 +32,55 @@ async fn a_sign_in_from_a_new_address_is_one_letter_with_when_where_and_what_to_
     assert!(link_of(&told[0]).starts_with("/security/session/"));
 }
 
-/// LOG-01, DB: what is stored opens nothing.
+/// A token is minted when its letter leaves: it never lies in the outbox.
 #[tokio::test]
-async fn no_token_lies_in_the_database() {
+async fn before_its_letter_leaves_there_is_no_token() {
     let stage = Stage::new().await;
     new_sign_in(&stage).await;
     assert_eq!(stage.count("SELECT count(*) FROM letter_tokens WHERE purpose = 'end_session'"), 0);
-    let letter = stage.letter(&email_of("ana"), "New sign-in").await;
+    stage.letter(&email_of("ana"), "New sign-in").await;
     assert_eq!(stage.count("SELECT count(*) FROM letter_tokens WHERE purpose = 'end_session'"), 1);
-    let token = token_of(&letter);
-    assert!(!stage.database.holds(token.as_bytes()));
+}
+
+/// DB-01: what is stored of a link is a hash, whatever the link is for, and the hash opens nothing.
+#[tokio::test]
+async fn no_token_lies_in_the_database() {
+    let stage = Stage::new().await;
+    let (ana, next) = (stage.sign_up("ana").await, "ana@example.org");
+    stage.anon().from_ip(CAFE).log_in("ana").await.is(200);
+    stage.anon().post("/password/forgot", json!({"email": email_of("ana")})).await.is(202);
+    ana.put("/me/email", json!({"email": next, "current_password": password_of("ana")})).await.is(202);
+    let mut issued = Vec::new();
+    for subject in ["Confirm your e-mail", "New sign-in", "Choose"] {
+        issued.push(token_of(&stage.letter(&email_of("ana"), subject).await));
+    }
+    issued.push(token_of(&stage.letter(next, "Confirm your new").await));
+    all_are_hashed(&stage, &issued, "change_email end_session reset_password verify_email");
+    let reset = &issued[2];
+    let hash = URL_SAFE_NO_PAD.encode(Sha256::digest(URL_SAFE_NO_PAD.decode(reset).expect("base64url")));
+    let with = |token: &str| json!({"token": token, "new_password": "quite another password"});
+    stage.anon().post("/password/reset", with(&hash)).await.is_refused(400, "invalid_token");
+
+    ana.post("/email/change", json!({"token": issued[3]})).await.is(200);
+    let page = stage.anon().submit(&format!("/security/session/{}", issued[1]), &[]).await.is(200).text();
+    let mut issued = vec![token_of(&stage.letter(&email_of("ana"), "Your account").await)];
+    issued.extend(page.split("action=\"").skip(1).map(|form| form.split('"').next().expect("an end").rsplit(['/', ';']).next().expect("a token").into()));
+    all_are_hashed(&stage, &issued, "end_all_sessions reset_password undo_email_change");
+}
+
+/// Expects that these tokens, and no others, are stored, for these purposes, and only as hashes.
+#[track_caller]
+fn all_are_hashed(stage: &Stage, issued: &[String], purposes: &str) {
+    let count = |condition: &str| stage.count(&format!("SELECT count(*) FROM letter_tokens WHERE {condition}"));
+    assert_eq!((count("1 = 1"), issued.len()), (issued.len() as i64, purposes.split(' ').count()));
+    for purpose in purposes.split(' ') {
+        assert_eq!(count(&format!("purpose = '{purpose}'")), 1, "{purpose}");
+    }
+    for token in issued {
+        let bytes = URL_SAFE_NO_PAD.decode(token).expect("base64url");
+        assert!(stage.database.holds(&Sha256::digest(&bytes)));
+        assert!(!stage.holds_token(token));
+    }
 }
 
 /// The text and the HTML of a letter say the same, word for word.
@@ -220,6 +262,28 @@ async fn an_address_gets_at_most_five_letters_of_a_kind_in_an_hour() {
     stage.clock.advance(HOUR + crate::stage::TICK);
     stage.anon().post("/password/forgot", json!({"email": "ana@example.com"})).await.is(202);
     assert_eq!(stage.letters_to(&email_of("ana"), "Choose").await.len(), 6);
+}
+
+/// Whoever asks for another one's new passwords must not see to it that there is none: when the last link has had its time, there is
+/// another one to be had.
+#[tokio::test]
+async fn whoever_has_had_enough_letters_gets_another_one_when_no_link_is_good() {
+    let stage = Stage::new().await;
+    stage.sign_up("ana").await;
+    let asked = async |times: usize| {
+        for _ in 0..times {
+            stage.anon().post("/password/forgot", json!({"email": email_of("ana")})).await.is(202);
+            stage.letters().await;
+        }
+        stage.letters_to(&email_of("ana"), "Choose").await.len()
+    };
+    assert_eq!(asked(8).await, 5);
+    stage.clock.advance(HOUR / 2 - crate::stage::TICK);
+    assert_eq!(asked(2).await, 5);
+    stage.clock.advance(crate::stage::TICK);
+    assert_eq!(asked(2).await, 6);
+    let link = token_of(&stage.letter(&email_of("ana"), "Choose").await);
+    stage.anon().post("/password/reset", json!({"token": link, "new_password": "quite another password"})).await.is(204);
 }
 
 #[tokio::test]

@@ -64,6 +64,20 @@ impl Place {
         self.settings.insert(name.into(), value.into());
     }
 
+    /// The token of a link to this page in a letter that has been delivered into the folder; waits for one.
+    #[track_caller]
+    pub fn link(&self, page: &str) -> String {
+        let mut found = None;
+        let link = format!("/security/{page}/");
+        let look = || {
+            let letters = std::fs::read_dir(self.path("data/mail")).into_iter().flatten().flatten().map(|letter| std::fs::read_to_string(letter.path()));
+            found = letters.flatten().find_map(|text| Some(text.split_once(&link)?.1.split_whitespace().next()?.to_string()));
+            found.is_some()
+        };
+        assert!(soon(PATIENCE, look), "no letter with a link to {page}");
+        found.expect("a link")
+    }
+
     /// A file in the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

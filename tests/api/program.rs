@@ -844,7 +844,7 @@ const MISPLACED_LIKE_AN_ADDRESS: &str = "typed-by-mistake@4711.example";
 const BEARER: &str = "c2VjcmV0LWJlYXJlcg";
 
 /// Runs through everything that has to do with secrets; they come back, with the bodies of all answers.
-fn leave_secrets(server: &Server) -> (Vec<String>, String) {
+fn leave_secrets(place: &Place, server: &Server) -> (Vec<String>, String) {
     let mut bodies = String::new();
     let mut browser = server.browser().with("Authorization", &format!("Bearer {BEARER}"));
     let mut tokens = Vec::new();
@@ -878,6 +878,23 @@ fn leave_secrets(server: &Server) -> (Vec<String>, String) {
         bodies += &String::from_utf8_lossy(&reply.body);
         note(&browser);
     }
+    // The links of letters, at the pages and at the API; used, and used again. A page repeats its token, in the form that it holds.
+    browser.post("/password/forgot", json!({"email": "ana@example.com"})).is(202);
+    browser.post("/email/verification", json!({})).is(202);
+    for (page, path, rest) in [("verify", "/email/verify", json!({})), ("reset", "/password/reset", json!({"new_password": other}))] {
+        let link = place.link(page);
+        browser.get(&format!("/security/{page}/{link}"));
+        for field in ["token", "t0ken"] {
+            let mut ask = rest.clone();
+            ask[field] = json!(link);
+            for _ in 0..2 {
+                bodies += &String::from_utf8_lossy(&browser.post(path, ask.clone()).body);
+            }
+        }
+        tokens.push(link);
+    }
+    browser.log_in("ana@example.com", other).is(200);
+    tokens.push(browser.token());
     let token = browser.token();
     // A token in a place where it does not belong, and bodies that break off.
     for request in [
@@ -920,7 +937,7 @@ fn no_secret_is_logged_at_any_level_in_any_format() {
     for format in ["text", "json"] {
         let place = Place::with(&[("LOG", "trace"), ("LOG_FORMAT", format)]);
         let server = place.start();
-        let (secrets, mut bodies) = leave_secrets(&server);
+        let (secrets, mut bodies) = leave_secrets(&place, &server);
         let typed = place.run_typing(&["user", "create", "--email", "cli@example.com", "--password-stdin"], "a password at the command line").ok();
         let weak = place.run_typing(&["user", "create", "--email", "cli@example.com", "--password-stdin"], "short-1").exits(1);
         // The end of the database: what is told of it must not tell too much.
@@ -974,7 +991,7 @@ fn a_password_leaves_no_trace_in_memory_once_it_was_used() {
 fn no_secret_is_stored_as_it_was_issued_or_typed() {
     let place = Place::new();
     let server = place.start();
-    let (secrets, _) = leave_secrets(&server);
+    let (secrets, _) = leave_secrets(&place, &server);
     place.run(&["backup", "copy.db"]).ok();
     let looked_at: Vec<Vec<u8>> =
         ["data/holdfast.db", "data/holdfast.db-wal", "copy.db"].map(|name| fs::read(place.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))).into();
@@ -1037,6 +1054,9 @@ fn a_sign_in_from_a_new_ip_is_a_warning_for_operators() {
 fn a_forwarded_address_from_a_stranger_does_not_count_and_is_warned_of_once() {
     let place = Place::with(&[("TRUSTED_PROXIES", "")]);
     let server = place.start();
+    // Whatever it came with: behind a proxy nothing else may ever be asked.
+    server.browser().with("X-Forwarded-For", "203.0.113.7").get("/check").is_refused(401, "unauthenticated");
+    server.wait_for("X-Forwarded-For");
     let mut ana = server.browser().with("X-Forwarded-For", "203.0.113.7");
     let signed_up = ana.post("/signup", json!({"email": "ana@example.com", "password": PASSWORD})).is(201).json();
     assert_eq!(signed_up["session"]["ip"], "127.0.0.1");
@@ -1066,7 +1086,7 @@ fn refusals_and_faults_are_logged_with_who_asked_for_what_and_why_not() {
     server.browser().with("Origin", "https://evil.test").poke("/logout").is_refused(403, "cross_site_request");
     ana.put("/me/password", json!({"current_password": "a wrong password", "new_password": "another good password"})).is_refused(403, "invalid_credentials");
     let copy = ana.token();
-    ana.poke("/logout").is(204);
+    let left = ana.poke("/logout").is(204);
     server.browser().holding(&copy).get("/check").is_refused(401, "session_logged_out");
     place.sql().execute_batch("ALTER TABLE events RENAME TO events_elsewhere").expect("the statement runs");
     let broken = server.browser().log_in("ana@example.com", PASSWORD).is_refused(500, "internal");
@@ -1079,6 +1099,10 @@ fn refusals_and_faults_are_logged_with_who_asked_for_what_and_why_not() {
     assert_eq!(line_about(&log, "-", 403)["code"], "cross_site_request");
     assert_eq!(line_about(&log, "/me/password", 403)["code"], "invalid_credentials");
     assert_eq!(line_about(&log, "/check", 401)["code"], "session_logged_out");
+    // What happened is found by the same name.
+    let about = |event: &str| log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find(|line| line["event"] == event);
+    let signed_out = about("signed_out").expect("an event");
+    assert_eq!((signed_out["span"]["request_id"].as_str(), &signed_out["user"]), (left.header("x-request-id"), &me["user"]["id"]));
     let fault = line_about(&log, "/login", 500);
     assert_eq!((&fault["level"], fault["request_id"].as_str()), (&json!("ERROR"), broken.header("x-request-id")));
     assert!(fault["cause"].as_str().is_some_and(|cause| cause.contains("events")), "{fault}");

@@ -3,10 +3,15 @@
 
 use std::collections::BTreeSet;
 
+use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::http::{Method, header};
+use axum::http::{Method, Request, header};
+use axum::routing::get;
 use futures_util::stream;
 use serde_json::{Value, json};
+use tower::Service;
+
+use holdfast::middleware::Around;
 
 use crate::stage::{Actor, Answer, CHROME, Stage, email_of, password_of};
 
@@ -218,11 +223,15 @@ fn set(names: &[&str]) -> BTreeSet<String> {
 async fn missing_and_unknown_fields_are_all_named() {
     let stage = Stage::new().await;
     let admin = stage.admin("admin").await;
-    let asked: [(Method, &str, &[&str]); 5] = [
+    let asked: [(Method, &str, &[&str]); 9] = [
         (Method::POST, "/signup", &["email", "password"]),
         (Method::POST, "/login", &["email", "password"]),
         (Method::PATCH, "/me", &["name"]),
         (Method::PUT, "/me/password", &["current_password", "new_password"]),
+        (Method::PUT, "/me/email", &["email", "current_password"]),
+        (Method::POST, "/password/forgot", &["email"]),
+        (Method::POST, "/password/reset", &["token", "new_password"]),
+        (Method::POST, "/email/change", &["token"]),
         (Method::PUT, &format!("/admin/users/{NOBODY}/role"), &["role"]),
     ];
     for (method, path, needed) in asked {
@@ -425,6 +434,40 @@ async fn json_is_json_in_any_case_and_in_utf_8() {
     for media_type in ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/json;charset=UTF-8"] {
         send(&ana, &Method::PATCH, "/me", media_type, "{\"name\":\"Ana\"}").await.is(200);
     }
+}
+
+/// ASVS 16.5.4.
+#[tokio::test]
+async fn a_handler_that_panics_costs_nobody_else_their_answer() {
+    let stage = Stage::new().await;
+    let works = || async { "well" };
+    let panics = || async {
+        if std::hint::black_box(true) {
+            panic!("a detail")
+        }
+    };
+    let mut around = Around::new(Router::new().route("/panics", get(panics)).route("/works", get(works)), stage.app.clone());
+    for (path, status) in [("/panics", 500), ("/works", 200)] {
+        let answer = around.call(Request::get(path).body(Body::empty()).expect("a request")).await.expect("an answer");
+        assert_eq!((answer.status().as_u16(), answer.headers()[header::CACHE_CONTROL].as_bytes()), (status, &b"no-store"[..]), "{path}");
+    }
+}
+
+/// What somebody sends along is not passed over in silence: they would take it as done.
+#[tokio::test]
+async fn a_route_without_a_body_takes_an_empty_one_and_refuses_what_it_holds() {
+    let stage = Stage::new().await;
+    let (ana, other) = (stage.sign_up("ana").await, stage.sign_in("ana").await);
+    for (method, path) in [(Method::POST, "/logout"), (Method::DELETE, "/me/sessions"), (Method::DELETE, &format!("/me/sessions/{NOBODY}"))] {
+        for (body, status, code) in [("{", 400, "malformed_json"), ("{\"a\":1,\"a\":2}", 400, "malformed_json"), ("[]", 422, "validation_failed")] {
+            send_json(&ana, &method, path, body).await.is_refused(status, code);
+        }
+        let answer = send_json(&ana, &method, path, "{\"include_current\": true}").await.is_refused(422, "validation_failed");
+        assert_eq!(answer.faults(), ["include_current:unknown"], "{method} {path}");
+    }
+    other.get("/me").await.is(200);
+    send_json(&ana, &Method::DELETE, "/me/sessions", "{}").await.is(200);
+    other.get("/me").await.is_refused(401, "session_revoked");
 }
 
 /// CSRF-01: a route without a body refuses one that is no JSON, and does nothing.

@@ -485,6 +485,31 @@ async fn the_alarm_is_raised_once_also_across_a_crash() {
     assert_eq!(alarms(&stage), 1);
 }
 
+/// Somebody who changes their password all day piles up a bounded number of retired tokens: the newest.
+#[tokio::test]
+async fn the_newest_hundred_rotated_tokens_of_a_session_are_remembered() {
+    let stage = Stage::new().await;
+    let ana = stage.sign_up("ana").await;
+    let phone = stage.sign_in("ana").await;
+    let phone_before = phone.copy();
+    phone.put("/me/password", json!({"current_password": password_of("ana"), "new_password": password_of("ana"), "sign_out_others": false})).await.is(200);
+    let mut before = Vec::new();
+    for _ in 0..102 {
+        before.push(ana.copy());
+        stage.clock.advance(TICK);
+        let same = json!({"current_password": password_of("ana"), "new_password": password_of("ana"), "sign_out_others": false});
+        ana.put("/me/password", same).await.is(200);
+    }
+    assert_eq!(stage.count("SELECT count(*) FROM retired_tokens"), 101);
+    for old in &before[..2] {
+        old.get("/me").await.is_refused(401, "unauthenticated");
+    }
+    for old in [&before[2], &before[101], &phone_before] {
+        old.get("/me").await.is_refused(401, "session_rotated");
+    }
+    ana.get("/me").await.is(200);
+}
+
 #[tokio::test]
 async fn a_rotated_token_is_unknown_once_its_session_is_purged() {
     let stage = Stage::new().await;

@@ -11,6 +11,8 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, StatusCode, header};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -154,6 +156,14 @@ impl Stage {
     /// A hand in the database itself, as another process would have it.
     pub fn execute(&self, sql: &str) {
         self.database.by_hand(|hand| hand.execute(sql));
+    }
+
+    /// Whether a token, as its holder has it, stands anywhere in the database in a form from which it could be had again.
+    pub fn holds_token(&self, token: &str) -> bool {
+        let bytes = URL_SAFE_NO_PAD.decode(token).expect("base64url");
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let forms = [token.as_bytes(), &bytes, hex.as_bytes(), hex.to_uppercase().as_bytes(), STANDARD_NO_PAD.encode(&bytes).as_bytes()].map(Vec::from);
+        forms.iter().any(|form| self.database.holds(form))
     }
 
     /// Somebody who is not signed in, on a browser that was never here.

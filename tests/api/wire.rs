@@ -528,6 +528,10 @@ fn a_connection_header_takes_no_other_header_away() {
     let tricked = ask("Connection: keep-alive, Cookie, X-Forwarded-For\r\nConnection: x-holdfast-user\r\nX-Holdfast-User: somebody\r\n").is(204);
     assert_eq!(tricked.header("x-holdfast-user"), plain.header("x-holdfast-user"));
     assert_eq!(tricked.header("x-holdfast-session"), plain.header("x-holdfast-session"));
+    let body = json!({"email": "ana@example.com", "password": PASSWORD}).to_string();
+    let from = "X-Forwarded-For: 203.0.113.7\r\nConnection: close, X-Forwarded-For\r\nContent-Type: application/json\r\n";
+    let signed_in = server.wire().ask(format!("POST /login HTTP/1.1\r\nHost: localhost\r\n{from}Content-Length: {}\r\n\r\n{body}", body.len())).is(200);
+    assert_eq!(signed_in.json()["session"]["ip"], "203.0.113.7");
 }
 
 #[test]
