@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use serde_json::json;
+
 use crate::stage::Stage;
 
 /// FWD-06: without its database the server lets nobody in, neither from memory nor by looking.
@@ -21,6 +23,26 @@ async fn with_the_database_gone_the_check_lets_nobody_in() {
     }
     stage.anon().get("/health/ready").await.is(503);
     stage.anon().get("/health/live").await.is(200);
+}
+
+/// Strangers have as many of them as they like: such a link costs a look.
+#[tokio::test]
+async fn a_link_that_is_not_good_takes_no_turn_at_the_writer() {
+    let stage = Stage::new().await;
+    let other = rusqlite::Connection::open(stage.database.file()).expect("the database opens");
+    other.execute_batch("BEGIN IMMEDIATE").expect("a turn");
+    let (anon, token) = (stage.anon(), "A".repeat(43));
+    for path in ["/email/verify", "/email/change", "/email/undo", "/password/reset"] {
+        let ask = match path {
+            "/password/reset" => json!({"token": token, "new_password": "quite another password"}),
+            _ => json!({"token": token}),
+        };
+        anon.post(path, ask).await.is_refused(400, "invalid_token");
+    }
+    for page in ["session", "sessions", "verify", "reset", "email-change", "email-undo"] {
+        anon.submit(&format!("/security/{page}/{token}"), &[("new_password", "quite another password")]).await.is(400);
+    }
+    other.execute_batch("ROLLBACK").expect("the turn is over");
 }
 
 // How the database finds them.
