@@ -162,12 +162,14 @@ impl Hall {
         longest.is_some()
     }
 
-    /// Sends away whoever among those that are looked at has most of our answers lie. Whether they have just asked for another one
-    /// is no matter: that costs them nothing.
+    /// Sends away whoever among those that are looked at has most of our answers lie, and more than their share. Whether they have
+    /// just asked for another one is no matter: that costs them nothing.
     fn send_the_deafest_away(&self) {
         let mut present = self.present();
-        let deaf = present.some().filter(|line| !line.sent_away.load(Ordering::Relaxed));
-        if let Some(deafest) = deaf.max_by_key(|line| line.unsent.load(Ordering::Relaxed)) {
+        let share = UNSENT / present.lines.len().max(1);
+        let unsent = |line: &Arc<Line>| line.unsent.load(Ordering::Relaxed);
+        let deaf = present.some().filter(|line| unsent(line) > share && !line.sent_away.load(Ordering::Relaxed));
+        if let Some(deafest) = deaf.max_by_key(|line| unsent(line)) {
             deafest.send_away();
         }
     }
@@ -381,6 +383,25 @@ mod tests {
         deaf.line().let_go(UNSENT);
         newest.line().keep(UNSENT - 1);
         assert!(!newest.line().must_go() && !silent.line().must_go());
+        // Nobody goes who has no more than their share, however many do.
+        silent.line().keep(UNSENT / 3);
+        assert!(newest.line().must_go() && !silent.line().must_go());
+        newest.line().let_go(UNSENT - 1);
+    }
+
+    /// Of a large crowd some are looked at, in turn: those who take their answers are not taken for those who do not.
+    #[tokio::test(start_paused = true)]
+    async fn nobody_goes_for_what_others_do_not_take() {
+        let crowd = Crowd::new(LOOK * 4, Serving::default());
+        let mut places = Vec::new();
+        for _ in 0..LOOK * 4 {
+            places.push(crowd.enter().await);
+        }
+        let deaf = places[LOOK * 3].line();
+        deaf.keep(UNSENT);
+        places[0].line().keep(10);
+        (0..4).for_each(|_| places[0].line().keep(1));
+        assert!(deaf.must_go() && places.iter().filter(|place| place.line().must_go()).count() == 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -154,11 +154,13 @@ impl Drop for Debt {
 
 /// Less than what a connection buffers, so that the rest of a long answer stays here while its client does not read.
 const PIECE: usize = 16 * 1024;
+/// What is kept of an answer besides its body, in bytes: measured with twenty thousand small ones over HTTP/2 that nobody took.
+const ANSWER: usize = 2 * 1024;
 
 impl<A: Body<Data = Bytes>> Kept<A> {
     fn of(body: A, line: &Arc<Line>) -> Self {
         let debt = (!body.is_end_stream()).then(|| {
-            let bytes = body.size_hint().lower().try_into().unwrap_or(usize::MAX);
+            let bytes = usize::try_from(body.size_hint().lower()).unwrap_or(0) + ANSWER;
             line.keep(bytes);
             Debt { line: line.clone(), bytes }
         });
