@@ -180,8 +180,8 @@ struct Counted {
     stake: Stake,
     trace: Trace,
     filled: bool,
-    /// It was full before, and nobody had been told.
-    was_full: bool,
+    /// It was full before, of attempts that are over, and nobody had been told.
+    untold: bool,
 }
 
 /// Why a guess may not be made now.
@@ -258,7 +258,7 @@ async fn count(app: &App, ip: IpAddr, guess: Guess) -> Result<Result<Attempt, Fu
         let _flight = &flight;
         let counted = count_all(tx, &stakes)?;
         // Those whose failures had filled a counter and are over, without a word to anybody: they have hung up before they failed.
-        let filled = counted.iter().flatten().filter(|counted| counted.was_full).map(|counted| counted.stake).collect();
+        let filled = counted.iter().flatten().filter(|counted| counted.untold).map(|counted| counted.stake).collect();
         Failed { user, filled }.tell(tx, &Scene::default().from(ip))?;
         Ok(counted)
     });
@@ -408,9 +408,9 @@ fn count_all(tx: &mut Tx, stakes: &[Stake]) -> Result<Result<Vec<Counted>, Full>
     let mut changed = Vec::new();
     for stake in stakes {
         let (counter, trace) = Counter::counted(counters.get(&stake.key).copied(), stake.rate, now);
-        let (filled, was_full) = (counter.is_full(stake.rate), counter.failures > i64::from(stake.rate.count) && !counter.told);
-        // During a wait that stops others, those who caused it may still be under way.
-        counted.push(Counted { stake: *stake, trace, filled, was_full: was_full && stake.stops });
+        // Whom its wait does not stop may come while those who caused it are still under way.
+        let untold = stake.stops && !counter.told && counter.failures > i64::from(stake.rate.count);
+        counted.push(Counted { stake: *stake, trace, filled: counter.is_full(stake.rate), untold });
         changed.push((*stake, counter));
     }
     write(tx, &changed)?;

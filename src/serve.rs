@@ -5,6 +5,7 @@
 //! unwritten is written. Nothing that was acknowledged depends on any of it: `kill -9` at any line loses at most a little of
 //! last-active, which makes idle come early.
 
+mod bodies;
 mod crowd;
 mod pace;
 

@@ -4,8 +4,6 @@
 //! Hyper's own header timer starts as soon as a connection is idle, so it cannot tell a kept connection from a slow one. This
 //! stream can: it knows from the service beside it whether a request is running, and sees when the first byte of the next one
 //! arrives. It only ever ends a read or a write with `TimedOut`; hyper closes the connection.
-//!
-//! The bodies of requests and of answers pass through here too, so that the [crowd](super::crowd) knows what is kept for whom.
 
 use std::future::{Future, Ready, ready};
 use std::io;
@@ -17,12 +15,13 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::http::{Request, Response, Version};
 use axum_server::accept::Accept;
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 use tower::Service;
 
+use super::bodies::{Fed, Kept};
 use super::crowd::{Line, Place};
 
 const HEADERS: Duration = Duration::from_secs(10);
@@ -118,151 +117,6 @@ where
         let this = self.project();
         let answer = poll_ready!(this.answer.poll(cx))?;
         Poll::Ready(Ok(answer.map(|body| Kept::of(body, &this.runs.0))))
-    }
-}
-
-pin_project! {
-    /// The body of an answer, handed out in pieces as they are taken, so that what is kept of it is known.
-    pub(super) struct Kept<A> {
-        #[pin]
-        body: A,
-        // Of the frame that was read last.
-        rest: Bytes,
-        // `None` where there is no body.
-        debt: Option<Debt>,
-    }
-}
-
-struct Debt {
-    line: Arc<Line>,
-    bytes: usize,
-}
-
-impl Debt {
-    fn pay(&mut self, bytes: usize) {
-        let bytes = bytes.min(self.bytes);
-        self.bytes -= bytes;
-        self.line.let_go(bytes);
-    }
-}
-
-impl Drop for Debt {
-    fn drop(&mut self) {
-        self.pay(self.bytes);
-    }
-}
-
-/// Less than what a connection buffers, so that the rest of a long answer stays here while its client does not read.
-const PIECE: usize = 16 * 1024;
-/// What is kept of an answer besides its body, in bytes: measured with twenty thousand small ones over HTTP/2 that nobody took.
-const ANSWER: usize = 2 * 1024;
-
-impl<A: Body<Data = Bytes>> Kept<A> {
-    fn of(body: A, line: &Arc<Line>) -> Self {
-        let debt = (!body.is_end_stream()).then(|| {
-            let bytes = usize::try_from(body.size_hint().lower()).unwrap_or(0) + ANSWER;
-            line.keep(bytes);
-            Debt { line: line.clone(), bytes }
-        });
-        Kept { body, rest: Bytes::new(), debt }
-    }
-}
-
-impl<A: Body<Data = Bytes>> Body for Kept<A> {
-    type Data = Bytes;
-    type Error = A::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, A::Error>>> {
-        let this = self.project();
-        if this.rest.is_empty() {
-            let Some(frame) = poll_ready!(this.body.poll_frame(cx)?) else { return Poll::Ready(None) };
-            match frame.into_data() {
-                Ok(data) => *this.rest = data,
-                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
-            }
-        }
-        let piece = this.rest.split_to(this.rest.len().min(PIECE));
-        if let Some(debt) = this.debt {
-            debt.pay(piece.len());
-        }
-        Poll::Ready(Some(Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let (hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
-        let mut whole = SizeHint::new();
-        if let Some(upper) = hint.upper() {
-            whole.set_upper(upper + rest);
-        }
-        whole.set_lower(hint.lower() + rest);
-        whole
-    }
-}
-
-pin_project! {
-    /// A body that says when its reader has to wait for more of it.
-    pub(super) struct Fed<B> {
-        #[pin]
-        body: B,
-        // `None` where there is no body: most requests have none.
-        hunger: Option<Hunger>,
-    }
-}
-
-struct Hunger {
-    line: Arc<Line>,
-    starves: bool,
-    has_starved: bool,
-}
-
-impl Hunger {
-    fn set(&mut self, starves: bool) {
-        match (self.starves, starves) {
-            (false, true) => self.line.starve(!self.has_starved),
-            (true, false) => self.line.feed(),
-            _ => {}
-        }
-        self.starves = starves;
-        self.has_starved |= starves;
-    }
-}
-
-impl Drop for Hunger {
-    fn drop(&mut self) {
-        self.set(false);
-    }
-}
-
-impl<B: Body> Fed<B> {
-    fn of(body: B, line: &Arc<Line>) -> Self {
-        let hunger = (!body.is_end_stream()).then(|| Hunger { line: line.clone(), starves: false, has_starved: false });
-        Fed { body, hunger }
-    }
-}
-
-impl<B: Body> Body for Fed<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let this = self.project();
-        let frame = this.body.poll_frame(cx);
-        if let Some(hunger) = this.hunger {
-            hunger.set(frame.is_pending());
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -419,6 +273,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for PacedStream<I> {
 
 #[cfg(test)]
 mod tests {
+    use http_body::Frame;
+
     use super::*;
     use crate::serve::crowd::{Crowd, Serving};
     use futures_util::FutureExt;

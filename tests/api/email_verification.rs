@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use holdfast::purge::Purged;
+
 use crate::stage::{Stage, TICK, email_of, password_of, token_of};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -15,8 +17,8 @@ async fn verification(stage: &Stage) -> String {
     token_of(&stage.letter(ANA, "Confirm your e-mail").await)
 }
 
-async fn purge(stage: &Stage) {
-    holdfast::purge::purge(&stage.app.db, &stage.app.config, stage.app.clock.now(), |_, _| {}).await.expect("the purge works");
+async fn purge(stage: &Stage) -> Purged {
+    holdfast::purge::purge(&stage.app.db, &stage.app.config, stage.app.clock.now(), |_, _| {}).await.expect("the purge works")
 }
 
 #[tokio::test]
@@ -240,7 +242,7 @@ async fn what_an_unverified_account_has_piled_up_goes_ahead_of_it() {
         stage.anon().from_ip(&format!("203.0.113.{n}")).log_in("ana").await.is(200);
     }
     stage.clock.advance(7 * DAY + TICK);
-    let kinds = holdfast::purge::purge(&stage.app.db, &stage.app.config, stage.app.clock.now(), |_, _| {}).await.expect("the purge works");
+    let kinds = purge(&stage).await;
     let gone = |kind: &str| kinds.iter().find(|(name, _)| *name == kind).map(|(_, gone)| *gone);
     assert_eq!(gone("sessions of unverified accounts"), Some(151));
     assert_eq!((gone("known IPs of unverified accounts"), gone("known devices of unverified accounts")), (Some(151), Some(151)));

@@ -6,7 +6,7 @@ use axum::http::Method;
 use serde_json::json;
 
 use crate::every_route::bare;
-use crate::stage::{Actor, Stage, TICK, email_of, link_of, password_of, token_of};
+use crate::stage::{Actor, Stage, TICK, actions, email_of, link_of, password_of, token_of};
 
 const ANA: &str = "ana@example.com";
 const CAFE: &str = "203.0.113.7";
@@ -19,11 +19,6 @@ async fn burgled(stage: &Stage) -> (Actor, Actor, String) {
     thief.log_in("ana").await.is(200);
     let link = link_of(&stage.letter(ANA, "New sign-in").await);
     (ana, thief, link)
-}
-
-/// Where the forms of a page go.
-fn actions(page: &str) -> Vec<String> {
-    page.split("action=\"").skip(1).map(|rest| rest.split('"').next().expect("an end").replace("&#x2f;", "/")).collect()
 }
 
 #[tokio::test]

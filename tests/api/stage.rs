@@ -374,6 +374,11 @@ pub fn token_of(letter: &Letter) -> String {
     link_of(letter).rsplit('/').next().expect("a token").to_string()
 }
 
+/// Where the forms of a page go.
+pub fn actions(page: &str) -> Vec<String> {
+    page.split("action=\"").skip(1).map(|rest| rest.split('"').next().expect("an end").replace("&#x2f;", "/")).collect()
+}
+
 /// What came back.
 #[derive(Debug)]
 pub struct Answer {
